@@ -1,7 +1,7 @@
 """``diffprobe eval``: evaluate a backbone on held-out images, the rates of its images, directions from prompts, ways to
-steer, the classes or lifetimes of an SAE's latents, points that are matched between images, classes or depth of pixels
-(read from few labelled images, or by words), or the denoising error that changes inside it cause: the reconstruction of
-an SAE, single latents ablated, or taps that are ablated and patched."""
+steer, the clusters of a self-guided denoiser, the classes or lifetimes of an SAE's latents, points that are matched
+between images, classes or depth of pixels (read from few labelled images, or by words), or the denoising error that
+changes inside it cause: the reconstruction of an SAE, single latents ablated, or taps that are ablated and patched."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -55,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rates.add_argument("model", metavar="MODEL", help="a StableDiffusionPipeline folder, or renderer (rendered images)")
     long_tail = what.add_parser("long-tail", help="images of classes with many, medium and few training images")
     long_tail.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a denoiser that was trained on classes")
+    clusters = what.add_parser("clusters", help="clusters of a self-guided denoiser, against labels it did not read")
+    clusters.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a finished scenes/train_self_guided")
     directions = what.add_parser("directions", help="directions from prompts, against counterfactual scenes")
     directions.add_argument("model", metavar="MODEL", help="scenes-sd, or the folder of another model of that world")
     steering = what.add_parser("steering", help="latents, directions, neurons and texts that steer, compared")
@@ -70,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (backbone, "emoji/evaluate"), (sae, "emoji/evaluate_sae"), (labels, "emoji/labels/evaluate"),
         (granularity, "emoji/labels/granularity"), (lifetimes, "emoji/lifetimes"), (latents, "emoji/latent_use"),
         (use, "emoji/use"), (generations, "emoji/generations"), (rates, "scenes/rates"),
-        (long_tail, "scenes/long_tail/evaluate"),
+        (long_tail, "scenes/long_tail/evaluate"), (clusters, "scenes/clusters"),
         (directions, "scenes/directions"), (correspondence, "scenes/correspondence"), (steering, "scenes/steering"),
         (segmentation, "scenes/segmentation"), (depth, "scenes/depth"), (concepts, "scenes/concepts"),
     ):  # fmt: skip
@@ -86,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         "backbone": _run_backbone, "sae": _run_sae, "labels": _run_labels,
         "granularity": _run_granularity, "lifetimes": _run_lifetimes, "latents": _run_latents, "use": _run_use,
         "generations": _run_generations, "rates": _run_rates, "long-tail": _run_long_tail,
-        "directions": _run_directions,
+        "clusters": _run_clusters, "directions": _run_directions,
         "steering": _run_steering, "selectors": _run_selectors, "correspondence": _run_correspondence,
         "segmentation": _run_segmentation, "depth": _run_depth, "concepts": _run_concepts,
     }  # fmt: skip
@@ -298,6 +300,16 @@ def _run_long_tail(args: argparse.Namespace) -> int:
     from diffprobe.evaluation.long_tail import evaluate_long_tail
 
     _print(evaluate_long_tail(config))
+    return 0
+
+
+def _run_clusters(args: argparse.Namespace) -> int:
+    config = _load(args, f"run={_text(args.run_folder)}", "scenes/clusters", "evaluate_clusters")
+    if args.check:
+        return _valid()
+    from diffprobe.evaluation.clusters import evaluate_clusters
+
+    _print(evaluate_clusters(config))
     return 0
 
 

@@ -36,6 +36,7 @@ KINDS = {
     "audit": Kind("diffprobe.evaluation.audit_settings:Audit", "audit"),
     "demo": Kind("diffprobe.demo.config:DemoConfig", "demo"),
     "evaluate_backbone": Kind("diffprobe.evaluation.backbone_settings:BackboneEvaluation", "eval backbone BACKBONE"),
+    "evaluate_clusters": Kind("diffprobe.evaluation.clusters_settings:ClustersEvaluation", "eval clusters RUN_FOLDER"),
     "evaluate_concepts": Kind("diffprobe.evaluation.concepts_settings:ConceptsEvaluation", "eval concepts"),
     "evaluate_correspondence": Kind(
         "diffprobe.evaluation.correspondence_settings:CorrespondenceEvaluation", "eval correspondence"
@@ -67,6 +68,7 @@ KINDS = {
     "train_denoiser": Kind("diffprobe.generative.denoiser_training:DenoiserTraining", "train"),
     "train_difffeed": Kind("diffprobe.generative.difffeed:DiffFeedTraining", "train"),
     "train_reader": Kind("diffprobe.generative.scene_reader_training:ReaderTraining", "train"),
+    "train_self_guided": Kind("diffprobe.generative.self_guided:SelfGuidedTraining", "train"),
     "train_text_encoder": Kind("diffprobe.generative.text_encoder:TextEncoderTraining", "train"),
     "train_vpd": Kind("diffprobe.generative.vpd:VpdTraining", "train"),
     "train_visual_tower": Kind("diffprobe.generative.visual_tower.module:VisualTowerTraining", "train"),

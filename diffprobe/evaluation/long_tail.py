@@ -2,6 +2,9 @@
 
 Images are read by a frozen reader that was trained on renderings; its features, never those of the denoiser, are the
 space of all distances. Rendered images of other scenes are measured the same way, as the control of each number.
+
+A denoiser without labels (unconditional, or on the clusters of a self-guided one) is measured on all its images alone:
+as many as one with labels draws, under its clusters as often as each has training images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,6 +44,8 @@ SPLIT = "generated"
 """Split of the records."""
 ALL = "all"
 """Target of the records over all classes."""
+UNCONDITIONAL = "unconditional"
+"""Name of the classes of a denoiser that has none."""
 _WORLD = "planted"
 
 
@@ -55,11 +60,19 @@ class TrainedClasses:
     """Passes of the network per sample and step."""
     steps: int | None
     """Most optimiser steps; None where epochs ended the run."""
+    labelled: bool = True
+    """Whether the classes are labels; else they are clusters, or one class, "", of an unconditional denoiser."""
 
     @classmethod
     def of_run(cls, result: RunResult) -> "TrainedClasses":
         """Read the classes of a run. Raises: ConfigError for a run without classes."""
         classes = result.config.get("classes")
+        steps = result.config.get("trainer", {}).get("max_steps")
+        if result.config.get("prototypes") is not None:
+            return cls(
+                config=ClassesConfig(attribute=UNCONDITIONAL), counts={"": 1}, shots={}, passes_per_sample=1,
+                steps=steps, labelled=False,
+            )  # fmt: skip
         facts = next((record.detail for record in result.metrics if "class_counts" in record.detail), None)
         if classes is None or facts is None:
             raise ConfigError(
@@ -71,8 +84,22 @@ class TrainedClasses:
             counts=facts["class_counts"],
             shots=facts["shots"],
             passes_per_sample=int(facts["passes_per_sample"]),
-            steps=result.config.get("trainer", {}).get("max_steps"),
+            steps=steps,
+            labelled=classes.get("clusters") is None,
         )
+
+    def captions(self, n_per_class: int, n_roles: int) -> dict[str, list[str]]:
+        """Return the prompts by class; without labels as many as for all roles, in proportion to training images."""
+        if self.labelled:
+            return {role: [self.config.caption(role)] * n_per_class for role in sorted(self.counts)}
+        names = sorted(self.counts)
+        shares = np.cumsum([self.counts[name] for name in names]) / sum(self.counts.values())
+        ends = [0, *np.rint(shares * n_per_class * n_roles).astype(int).tolist()]
+        return {
+            name: [self.config.caption(name)] * (end - start)
+            for name, start, end in zip(names, ends[:-1], ends[1:], strict=True)
+            if end > start
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +127,12 @@ class ReadImages:
 
 
 def read_images(reader: SceneReader, images: Sequence[RoleImages]) -> ReadImages:
-    """Read images class by class."""
+    """Read images class by class; those of a class that is no role are not read as it."""
     names = reader.spec.names("role")
-    read = [reader.read(one.images)["role"].argmax(1) == names.index(one.role) for one in images]
+    read = [
+        reader.read(one.images)["role"].argmax(1) == (names.index(one.role) if one.role in names else -1)
+        for one in images
+    ]
     return ReadImages(
         roles=tuple(one.role for one in images for _ in one.keys),
         features=np.concatenate([reader.embed(one.images) for one in images]),
@@ -134,7 +164,7 @@ def evaluate_long_tail(config: LongTailEvaluation) -> Path:
         read_images(reader, _rendered(config, trained, spec, reader.resolution, seed)) for seed in (1, 2)
     )  # fmt: skip
     metrics = quality_records(config, trained, read_images(reader, generated), real=real, rendered=other)
-    if score is not None and config.overlap_images:
+    if score is not None and config.overlap_images and trained.labelled:
         metrics.append(_overlap(config, trained, spec, score, reader.resolution))
     tree = {key: value for key, value in record_tree(config).items() if key != "output"}
     run_dir = Path(config.output) / config.experiment / digest_json({**tree, "inputs": inputs})[:12]
@@ -149,6 +179,8 @@ def evaluate_long_tail(config: LongTailEvaluation) -> Path:
 
 def _require_roles(trained: TrainedClasses, spec: WorldSpec) -> None:
     names = spec.names("role")
+    if not trained.labelled:
+        return
     if trained.config.attribute != "role" or set(trained.counts) - set(names):
         raise ConfigError(
             f"the run has classes of '{trained.config.attribute}': {', '.join(trained.counts)}.",
@@ -162,7 +194,7 @@ def _rendered(
     """Render as many images per class as are generated; another `draw` has other scenes."""
     seed = 3 * config.seed + draw
     found = rendered_images(spec, seed, config.n_per_class, world=_WORLD, resolution=resolution)
-    return [one for one in found if one.role in trained.counts]
+    return [one for one in found if one.role in trained.counts or not trained.labelled]
 
 
 def _drawn(
@@ -183,7 +215,7 @@ def _drawn(
             fix="train a reader with data.resolution of the model",
         )
     digest = checkpoint_digest(path)
-    prompts = {role: [trained.config.caption(role)] * config.n_per_class for role in sorted(trained.counts)}
+    prompts = trained.captions(config.n_per_class, len(spec.roles))
     facts = [digest, prompts, config.seed, config.guidance, config.sampling_steps]
     found = sampled_images(
         pipeline, Path(config.output) / config.experiment / "images" / digest_json(facts)[:12], prompts,
@@ -213,11 +245,13 @@ def quality_records(
     """
     compute = {"passes_per_sample": trained.passes_per_sample, "max_steps": trained.steps}
     records = []
-    for target in (ALL, *SHOTS):
+    for target in (ALL, *SHOTS) if trained.labelled else (ALL,):
         roles = sorted(trained.counts) if target == ALL else list(trained.shots[target])
         if not roles:
             continue
-        ours, theirs, floor = generated.of(roles), real.of(roles), rendered.of(roles)
+        ours, theirs, floor = generated, real, rendered
+        if trained.labelled:
+            ours, theirs, floor = generated.of(roles), real.of(roles), rendered.of(roles)
         parts, controls = (neighbourhoods(theirs.features, one.features, k=config.k) for one in (ours, floor))
         arrays = {
             "role_accuracy": (ours.right, floor.right, ours.roles),
@@ -226,6 +260,8 @@ def quality_records(
             "recall": (parts.recall, controls.recall, theirs.roles),
             "coverage": (parts.coverage, controls.coverage, theirs.roles),
         }
+        if not trained.labelled:
+            del arrays["role_accuracy"]
         detail: dict[str, Any] = {**compute, "classes": roles, "reader": config.reader}
         for name, (values, control, clusters) in arrays.items():
             records.append(

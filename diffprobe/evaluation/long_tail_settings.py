@@ -16,7 +16,8 @@ class LongTailEvaluation:
     experiment: str
     """Name of the experiment."""
     run: str
-    """Folder of a finished run of kind `train_denoiser` with `classes`, on the roles of scenes."""
+    """Folder of a finished run of kind `train_denoiser` with `classes`, on the roles of scenes or on clusters; or of
+    one of kind `train_self_guided`, which is unconditional."""
     model: str | None = None
     """Pipeline that draws the images instead of that of the run: a folder, or "renderer" for rendered images."""
     reader: str = "scenes-reader"
@@ -31,7 +32,8 @@ class LongTailEvaluation:
     sampling_steps: int = 20
     """DDIM steps."""
     overlap_images: int = 4
-    """Rendered images per class at which the reverse kernels of all classes are compared; 0 measures no overlap."""
+    """Rendered images per class at which the reverse kernels of all classes are compared; 0 measures no overlap. Models
+    without labels have none."""
     overlap_timesteps: tuple[int, ...] = (100, 300, 600)
     """Timesteps of the comparison."""
     n_resamples: int = 1000

@@ -167,6 +167,10 @@ class DenoiserSettings:
             require_text_encoder(weights_folder(self.text_encoder or self.init_from or ""))
         if self.init_from:
             require_files(weights_folder(self.init_from) / "unet")
+        if self.classes is not None and self.classes.clusters is not None:
+            from diffprobe.generative.cluster_assignment import find_weights
+
+            find_weights(self.classes.clusters)
 
     def input_digests(self) -> dict[str, str]:
         """Return the digests of the autoencoder, the text encoder and the initial weights. Raises: WeightsMissing."""
@@ -178,4 +182,8 @@ class DenoiserSettings:
             found["text_encoder"] = digest_json({"network": digest_part(folder / "text_encoder"), "words": tokenizer})
         if self.init_from:
             found["init_from"] = digest_part(weights_folder(self.init_from) / "unet")
+        if self.classes is not None and self.classes.clusters is not None:
+            from diffprobe.generative.cluster_assignment import clusters_digest
+
+            found["clusters"] = clusters_digest(self.classes.clusters)
         return found

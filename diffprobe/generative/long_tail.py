@@ -26,7 +26,10 @@ class ClassesConfig:
     """What a class-conditional denoiser is conditioned on, and on how many images of each class it is trained."""
 
     attribute: str
-    """Attribute whose values are the classes; every sample has to have it."""
+    """Attribute whose values are the classes; every sample has to have it. With `clusters`, the name they get."""
+    clusters: str | None = None
+    """Finished run of kind `train_self_guided`: the classes are the clusters that it assigns the images to, and no
+    label is read. None takes the values of the attribute."""
     template: str = "{value}"
     """Caption of a class; `{value}` stands for the value of the attribute. It replaces the captions of the images."""
     imbalance: float = 1.0
@@ -58,14 +61,21 @@ class ClassesConfig:
         return self.template.replace("{value}", value)
 
     def captioned(self, table: ImageTable) -> ImageTable:
-        """Return the table with the caption of its class as each sample's only one. Raises: see `values_of`."""
+        """Return the table with the caption of its class as each sample's only one.
+
+        Raises: see `values_of`; with `clusters`, see `label_by_cluster`.
+        """
+        if self.clusters is not None and self.attribute not in table.attributes[0]:
+            table = self._labelled(table)
         return replace(table, captions=[(self.caption(value),) for value in values_of(table, self.attribute)])
 
     def training_table(self, table: ImageTable) -> ImageTable:
         """Return the captioned long-tailed subset of a training split.
 
-        Raises: see `values_of`; ConfigError for one class; EmptyClass, by name, for a class with too few images.
+        Raises: see `values_of`; ConfigError for one class; EmptyClass, by name, for a class with too few images; with
+            `clusters`, see `label_by_cluster`.
         """
+        table = table if self.clusters is None else self._labelled(table)
         rows = long_tailed_rows(table, self)
         chosen = self.captioned(table if rows is None else table.take(rows))
         for name, count in class_counts(chosen, self.attribute).items():
@@ -76,6 +86,12 @@ class ClassesConfig:
                     fix="more images in the set, a larger classes.imbalance, or a smaller classes.min_images",
                 )
         return chosen
+
+    def _labelled(self, table: ImageTable) -> ImageTable:
+        from diffprobe.generative.cluster_assignment import label_by_cluster  # opens a denoiser
+
+        assert self.clusters is not None
+        return label_by_cluster(table, self.attribute, self.clusters)
 
 
 def values_of(table: ImageTable, attribute: str) -> list[str]:

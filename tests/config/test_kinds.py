@@ -20,6 +20,7 @@ def test_train_runs_probes_and_the_parts_of_a_diffusion_model() -> None:
         "train_reader",
         "train_visual_tower",
         "train_difffeed",
+        "train_self_guided",
         "train_vpd",
         *parts,
     }

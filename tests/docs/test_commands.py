@@ -105,7 +105,7 @@ def check(command: str) -> None:
             [word for word in settings if word != "RUN_FOLDER"]
         )
     elif verb == "eval" and arguments.what != "selectors":  # takes folders of runs only
-        of_runs = ("sae", "labels", "granularity", "lifetimes", "latents", "steering")
+        of_runs = ("sae", "labels", "granularity", "lifetimes", "latents", "steering", "clusters")
         name = "run" if arguments.what in of_runs else "model"
         experiment, settings = split_experiment(None, settings)
         defaults = {
@@ -114,7 +114,7 @@ def check(command: str) -> None:
             "granularity": "emoji/labels/granularity", "lifetimes": "emoji/lifetimes", "steering": "scenes/steering",
             "correspondence": "scenes/correspondence", "latents": "emoji/latent_use",
             "segmentation": "scenes/segmentation", "depth": "scenes/depth", "concepts": "scenes/concepts",
-            "long-tail": "scenes/long_tail/evaluate",
+            "long-tail": "scenes/long_tail/evaluate", "clusters": "scenes/clusters",
         }  # fmt: skip
         default = defaults[arguments.what]
         subject = [] if arguments.what in ("correspondence", "segmentation", "depth", "concepts") else [f"{name}=x"]

@@ -89,6 +89,36 @@ def test_a_merged_tail_shows_in_the_few_and_not_in_the_many(config):
     assert found["role_accuracy", "all"].value == pytest.approx(16 / 24)
 
 
+def test_without_labels_all_images_count_and_none_is_read_as_a_role(config):
+    trained = TrainedClasses(
+        config=ClassesConfig(attribute="cluster", clusters="x"), counts={"0": 30, "1": 10}, shots=shots({"0": 30}),
+        passes_per_sample=1, steps=None, labelled=False,
+    )  # fmt: skip
+    captions = trained.captions(6, len(ROLES))
+    assert {name: len(texts) for name, texts in captions.items()} == {"0": 108, "1": 36} and captions["1"][0] == "1"
+    images = read(0)
+    images = ReadImages(roles=("0",) * 108 + ("1",) * 36, features=images.features, right=images.right * 0)
+    found = quality_records(config, trained, images, real=read(1), rendered=read(2))
+    assert {one.target for one in found} == {"all"}
+    assert {one.name for one in found} == {"precision", "recall", "density", "coverage", "frechet_distance"}
+    assert all(one.value > 0.5 for one in found if one.name in ("precision", "coverage"))
+
+
+def test_a_self_guided_run_is_unconditional(config, tmp_path):
+    result = make_result(
+        run="r/1", experiment="r", kind="train_backbone", config={"prototypes": {"n": 4}, "trainer": {"max_steps": 7}},
+        seeds={}, started_at=StartTime.now(), artifacts={}, metrics=[],
+    )  # fmt: skip
+    trained = TrainedClasses.of_run(result)
+    assert not trained.labelled and trained.captions(6, 24) == {"": [""] * 144} and trained.steps == 7
+    (tmp_path / "stage1").mkdir()
+    write_result(result, tmp_path / "stage1" / "result.json")
+    found = records(evaluate_long_tail(replace(config, run=str(tmp_path / "stage1"))))
+    assert found["recall", "all"].n == 144 and set(found) == {
+        (name, "all") for name in ("precision", "recall", "density", "coverage", "frechet_distance")
+    }
+
+
 def test_a_run_without_classes_or_on_others_is_refused(config, tmp_path):
     for changes, fact in (
         ({"facts": False}, "not trained on classes"),

@@ -1,0 +1,109 @@
+"""The page of self-guided diffusion has the recorded numbers; its script at tiny size; its experiments differ as stated."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from diffprobe.config.compose import load
+from diffprobe.config.parse import record_tree
+from tests.docs.markdown import ROOT
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("record_self_guided", ROOT / "docs/record_self_guided.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_has_the_recorded_numbers(script: ModuleType) -> None:
+    tree = json.loads(script.OUT.read_text("utf-8"))
+    page = script.PAGE.read_text("utf-8")
+    for name, lines in script.parts_of_page(tree).items():
+        assert script.marked(page, name) == "\n".join(lines), name
+    assert load("scenes/train_self_guided", tree["settings"]).experiment == "scenes/train_self_guided"
+    assert set(tree["agreements"]) == set(load("scenes/clusters").attributes)
+
+
+def test_tables_have_one_line_per_attribute_and_condition(script: ModuleType) -> None:
+    values = {"prototypes": 0.5, "kmeans_pixels": 0.25, "shuffled_labels": 0.0}
+    tree: dict[str, Any] = {"agreements": {"role": dict.fromkeys(("nmi", "ami", "ari"), values)}}
+    assert script.cluster_table(tree) == [
+        "| attribute | NMI | ARI | AMI | AMI, kmeans pixels | AMI, shuffled labels |",
+        "|---|---|---|---|---|---|",
+        "| role | 0.500 | 0.500 | 0.500 | 0.250 | 0.000 |",
+    ]
+    assert script.condition_table(tree) == []
+    one = dict.fromkeys(script.QUALITY, 0.5) | {f"rendered_{name}": 0.75 for name in script.QUALITY}
+    lines = script.condition_table({"conditions": {"unconditional": one, "clusters": one, "labels": one}})
+    assert lines[2] == "| unconditional | 0.50 | 0.500 | 0.500 | 0.500 | 0.500 |"
+    assert lines[-1] == "| rendered scenes | 0.75 | 0.750 | 0.750 | 0.750 | 0.750 |" and len(lines) == 6
+
+
+def test_parts_of_the_page_are_replaced_alone(script: ModuleType) -> None:
+    page = "a\n<!-- x -->\n<!-- end of x -->\nb\n"
+    filled = script.marked(page, "x", ["1", "2"])
+    assert filled == "a\n<!-- x -->\n1\n2\n<!-- end of x -->\nb\n" and script.marked(filled, "x") == "1\n2"
+    assert script.marked(filled, "x", []) == page
+
+
+def test_the_three_trainings_differ_in_their_conditions_alone() -> None:
+    trees = {
+        name: record_tree(load(f"scenes/{name}"))
+        for name in ("train_self_guided", "train_cluster_conditioned", "train_label_conditioned")
+    }
+    first, second, third = trees.values()
+    assert {key for key in second if second[key] != third[key]} == {"experiment", "classes"}
+    differing = {key for key in third if first[key] != third[key]}
+    assert differing == {"experiment", "classes", "captions", "drop_captions", "drop_captions_clean"}
+
+
+@pytest.mark.slow
+def test_the_script_runs_at_tiny_size_and_a_second_call_trains_nothing(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from diffusers import AutoencoderKL
+
+    from diffprobe.generative.scene_reader import SceneReader
+    from diffprobe.runs import train_generative as training
+    from diffprobe.shards.datasets import scenes
+    from diffprobe.shards.scenes.world import load_world
+
+    scenes.build(tmp_path / "scenes", n=600, seed=0)
+    SceneReader(load_world(), resolution=32).save(tmp_path / "reader")
+    torch.manual_seed(0)
+    AutoencoderKL(
+        sample_size=32, block_out_channels=(8, 8), latent_channels=2, norm_num_groups=4, mid_block_add_attention=False,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    ).save_pretrained(tmp_path / "vae")  # fmt: skip
+    images = [f"reader={tmp_path / 'reader'}", "n_per_class=6", "sampling_steps=1", "n_resamples=20"]
+    command = [
+        "--out", str(tmp_path / "out.json"), "--runs", str(tmp_path / "runs"),
+        "--clusters", f"data.path={tmp_path / 'scenes'}", "--clusters", "data.limit=100",
+        *(word for setting in images for word in ("--images", setting)),
+        "--", f"autoencoder={tmp_path / 'vae'}", f"data.path={tmp_path / 'scenes'}", "data.batch_size=8",
+        "data.limit=200", "trainer.max_steps=3", "trainer.enable_progress_bar=false", "warmup_steps=1",
+        "trainer.precision=32-true", "logger=none",
+        "model={channels: [8, 16], cross_attention: [true, false], heads: 2, norm_groups: 4, text_width: 16, "
+        "text_layers: 1, text_heads: 2, vocab_size: 540, max_tokens: 8}",
+    ]  # fmt: skip
+    monkeypatch.setattr("diffprobe.generative.cluster_assignment.Clusters.require_clusters", lambda _self: None)
+    script.main(command)
+    tree = json.loads((tmp_path / "out.json").read_text())
+    assert tree["parts"] == list(script.PARTS) and set(tree["conditions"]) == {"unconditional", "clusters", "labels"}
+    assert set(tree["agreements"]["role"]["nmi"]) == {"prototypes", *script.CONTROLS}
+    assert "| rendered scenes |" in capsys.readouterr().out
+
+    def refuse(config: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(training, "train_generative", refuse)
+    script.main(command)
+    assert json.loads((tmp_path / "out.json").read_text()) == tree
