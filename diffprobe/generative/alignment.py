@@ -13,6 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diffprobe.backbones.hooks import Capture
+from diffprobe.backbones.layout import OutputLayout
 from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.probes.caption import diffdis
 
@@ -99,6 +105,24 @@ class AlignmentConfig:
                 "batch, and there are none.",
                 fix="data.batch_size=64",
             )
+
+
+def encoder_half(
+    unet: nn.Module, clean: Float[Tensor, "batch c h w"], context: Float[Tensor, "batch token width"]
+) -> Float[Tensor, "batch features"]:
+    """Return the image tokens of clean latents: the output of the mid block, one channel after the other.
+
+    The pass ends there. The timestep is 0.
+
+    Args:
+        unet: a UNet2DConditionModel.
+        clean: scaled vae_latents.
+        context: states of the empty caption, the same for each image.
+    """
+    layout = OutputLayout(size=(clean.shape[2], clean.shape[3]))
+    capture = Capture(unet, [TAP], layout=layout, read=lambda found, _: found)
+    timesteps = torch.zeros(len(clean), dtype=torch.long, device=clean.device)
+    return capture(lambda: unet(clean, timesteps, context))[TAP].flatten(1)
 
 
 def require_negatives(captions: Sequence[str], where: str) -> None:

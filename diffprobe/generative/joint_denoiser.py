@@ -12,10 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffprobe.backbones.caption_encoder import load_caption_encoder
-from diffprobe.backbones.hooks import Capture
-from diffprobe.backbones.layout import OutputLayout
 from diffprobe.core.rng import derive_seed
-from diffprobe.generative.alignment import FOLDER, TAP, require_negatives
+from diffprobe.generative.alignment import FOLDER, TAP, encoder_half, require_negatives
 from diffprobe.generative.augmentation import AugmentationConfig
 from diffprobe.generative.denoiser import DenoiserModule
 from diffprobe.generative.image_table import ImageTable
@@ -87,7 +85,7 @@ class JointDenoiserModule(DenoiserModule):
         with torch.no_grad():
             for name, run in (
                 ("forward", lambda: self.unet(clean, one, text)),
-                ("alignment", lambda: diffdis.embed(self.head, self._read(clean, text), caption, [0])),
+                ("alignment", lambda: diffdis.embed(self.head, encoder_half(self.unet, clean, text), caption, [0])),
             ):
                 with FlopCounterMode(display=False) as counter:
                     run()
@@ -95,21 +93,12 @@ class JointDenoiserModule(DenoiserModule):
         return found
 
     def image_features(self, clean: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch features"]:
-        """Return the image tokens of clean latents: the output of the mid block, one channel after the other.
-
-        The denoiser runs no further, at timestep 0 and under the empty caption, whatever the caption of the image.
-        """
-        return self._read(clean, self._empty_context(len(clean)))
+        """Return the image tokens of clean latents under the empty caption, whatever the captions of the images."""
+        return encoder_half(self.unet, clean, self._empty_context(len(clean)))
 
     def _empty_context(self, n: int) -> Tensor:
         states: Tensor = self.text_encoder(self.token_ids([""])).last_hidden_state
         return states.expand(n, -1, -1)
-
-    def _read(self, clean: Tensor, text: Tensor) -> Tensor:
-        layout = OutputLayout(size=(self.latent_side, self.latent_side))
-        capture = Capture(self.unet, [TAP], layout=layout, read=lambda found, _: found)
-        timesteps = torch.zeros(len(clean), dtype=torch.long, device=clean.device)
-        return capture(lambda: self.unet(clean, timesteps, text))[TAP].flatten(1)
 
     def alignment_loss(
         self, clean: Float[Tensor, "batch c h w"], captions: list[str], seeds: list[int]
