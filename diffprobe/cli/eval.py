@@ -21,6 +21,7 @@ STAYS = {
     "generations": "the images of finished cells are on disk",
     "rates": "the images of finished roles are on disk",
     "long-tail": "the images of finished roles are on disk",
+    "joint": "the images of finished roles are on disk",
     "steering": "the latents of finished edits are on disk",
     "correspondence": "the matches of finished cells are on disk",
     "directions": "extracted latents of prompts are on disk",
@@ -57,6 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     long_tail.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a denoiser that was trained on classes")
     clusters = what.add_parser("clusters", help="clusters of a self-guided denoiser, against labels it did not read")
     clusters.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a finished scenes/train_self_guided")
+    joint = what.add_parser("joint", help="captions retrieved and images drawn by a denoiser of joint training")
+    joint.add_argument("run_folder", metavar="RUN_FOLDER", help="folder of a denoiser, with or without alignment")
     directions = what.add_parser("directions", help="directions from prompts, against counterfactual scenes")
     directions.add_argument("model", metavar="MODEL", help="scenes-sd, or the folder of another model of that world")
     steering = what.add_parser("steering", help="latents, directions, neurons and texts that steer, compared")
@@ -73,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (granularity, "emoji/labels/granularity"), (lifetimes, "emoji/lifetimes"), (latents, "emoji/latent_use"),
         (use, "emoji/use"), (generations, "emoji/generations"), (rates, "scenes/rates"),
         (long_tail, "scenes/long_tail/evaluate"), (clusters, "scenes/clusters"),
+        (joint, "scenes/diffdis_joint/evaluate"),
         (directions, "scenes/directions"), (correspondence, "scenes/correspondence"), (steering, "scenes/steering"),
         (segmentation, "scenes/segmentation"), (depth, "scenes/depth"), (concepts, "scenes/concepts"),
     ):  # fmt: skip
@@ -88,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         "backbone": _run_backbone, "sae": _run_sae, "labels": _run_labels,
         "granularity": _run_granularity, "lifetimes": _run_lifetimes, "latents": _run_latents, "use": _run_use,
         "generations": _run_generations, "rates": _run_rates, "long-tail": _run_long_tail,
-        "clusters": _run_clusters, "directions": _run_directions,
+        "clusters": _run_clusters, "joint": _run_joint, "directions": _run_directions,
         "steering": _run_steering, "selectors": _run_selectors, "correspondence": _run_correspondence,
         "segmentation": _run_segmentation, "depth": _run_depth, "concepts": _run_concepts,
     }  # fmt: skip
@@ -310,6 +314,16 @@ def _run_clusters(args: argparse.Namespace) -> int:
     from diffprobe.evaluation.clusters import evaluate_clusters
 
     _print(evaluate_clusters(config))
+    return 0
+
+
+def _run_joint(args: argparse.Namespace) -> int:
+    config = _load(args, f"run={_text(args.run_folder)}", "scenes/diffdis_joint/evaluate", "evaluate_joint")
+    if args.check:
+        return _valid()
+    from diffprobe.evaluation.joint import evaluate_joint
+
+    _print(evaluate_joint(config))
     return 0
 
 

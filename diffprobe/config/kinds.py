@@ -47,6 +47,7 @@ KINDS = {
     "evaluate_granularity": Kind(
         "diffprobe.evaluation.granularity:GranularityEvaluation", "eval granularity RUN_FOLDER"
     ),
+    "evaluate_joint": Kind("diffprobe.evaluation.joint_settings:JointEvaluation", "eval joint RUN_FOLDER"),
     "evaluate_labels": Kind("diffprobe.evaluation.labels:LabelsEvaluation", "eval labels RUN_FOLDER"),
     "evaluate_lifetimes": Kind("diffprobe.evaluation.lifetimes:LifetimesEvaluation", "eval lifetimes RUN_FOLDER"),
     "evaluate_latents": Kind("diffprobe.evaluation.latent_use_settings:LatentUseEvaluation", "eval latents RUN_FOLDER"),

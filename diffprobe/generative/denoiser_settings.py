@@ -7,6 +7,7 @@ from diffprobe.backbones.weights import digest_files, digest_part
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError
+from diffprobe.generative.alignment import AlignmentConfig
 from diffprobe.generative.architectures import (
     BetaSchedule,
     DenoiserShape,
@@ -53,6 +54,9 @@ class DenoiserSettings:
     captions of all images."""
     regularizer: RegularizerConfig | None = None
     """Class-contrast term that is added to the loss; needs `classes`. None adds none."""
+    alignment: AlignmentConfig | None = None
+    """Second task besides generation: denoise the vector of the caption, given the image (DiffDis); None trains for
+    generation alone."""
     trainer: TrainerConfig
     """Length, precision, step size."""
     logger: LoggerConfig
@@ -112,6 +116,8 @@ class DenoiserSettings:
                     fix="set classes.attribute, or regularizer=null",
                 )
             object.__setattr__(self, "regularizer", complete_regularizer(self.regularizer))
+        if self.alignment is not None:
+            self.alignment.check(self)
 
     def _validate_alignment(self, alignment: SelfAlignmentConfig) -> None:
         """Refuse an alignment without the network or the average that it needs. Raises: ConfigError."""

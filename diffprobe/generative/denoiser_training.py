@@ -6,6 +6,7 @@ from diffprobe.generative.denoiser import DenoiserModule
 from diffprobe.generative.denoiser_settings import DenoiserSettings
 from diffprobe.generative.flow_denoiser import FlowDenoiserModule
 from diffprobe.generative.image_table import ImageTableData
+from diffprobe.generative.joint_denoiser import JointDenoiserModule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,10 +15,16 @@ class DenoiserTraining(DenoiserSettings):
 
     def make(self) -> tuple[DenoiserModule, ImageTableData]:
         """Build the module and its captioned images. Raises: what reading weights and shards raises."""
-        module = DenoiserModule(self) if self.transformer is None else FlowDenoiserModule(self)
+        module = self._module()
         images = ImageTableData(
             self.data, resolution=module.resolution, seed=self.seed, captioned=True, balance=module.balance,
             classes=self.classes,
         )  # fmt: skip
         module.set_classes(images.train)
         return module, images
+
+    def _module(self) -> DenoiserModule:
+        if self.transformer is not None:
+            return FlowDenoiserModule(self)
+        is_joint = self.alignment is not None and self.alignment.trains_head
+        return JointDenoiserModule(self) if is_joint else DenoiserModule(self)

@@ -3,7 +3,7 @@
 Every score is a ratio of sums over samples, so that a resample of groups needs the sums of each group alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,8 +65,8 @@ class ScoredSplit:
 
 
 @torch.no_grad()
-def score_split(probe: CaptionRegressor, split: ScoredSplit) -> dict[str, Ratio]:
-    """Return the scores of a probe.
+def score_split(probe: CaptionRegressor, split: ScoredSplit, ranks: Sequence[int] = RANKS) -> dict[str, Ratio]:
+    """Return the scores of a probe; `ranks` are the k of its recalls.
 
     r2 is 1 - sum |h - f(caption)|^2 / sum |h - m|^2 with the mean m of the training set, in the unit of the features:
     dimensions count by their variance, and predicting m gives 0. A map from features has none.
@@ -85,7 +85,7 @@ def score_split(probe: CaptionRegressor, split: ScoredSplit) -> dict[str, Ratio]
     caption_rank, image_rank = _ranks(probe, split)
     one = np.ones(len(h))
     for name, rank in ((CAPTION_RECALL, caption_rank), (IMAGE_RECALL, image_rank)):
-        for k in RANKS:
+        for k in ranks:
             found[name.format(k)] = Ratio((rank < k).double().cpu().numpy(), one)
     return found
 
@@ -108,12 +108,12 @@ def _ranks(probe: CaptionRegressor, split: ScoredSplit) -> tuple[Tensor, Tensor]
     return of_caption, of_image[rows]
 
 
-def chance(split: ScoredSplit) -> dict[str, float]:
-    """Return the recalls of a random order."""
+def chance(split: ScoredSplit, ranks: Sequence[int] = RANKS) -> dict[str, float]:
+    """Return the recalls of a random order, among each k of `ranks`."""
     n, m = len(split.features), len(split.captions)
     count = torch.bincount(split.caption, minlength=m).double()[split.caption]  # images that have the caption
     found = {}
-    for k in RANKS:
+    for k in ranks:
         found[CAPTION_RECALL.format(k)] = min(k / m, 1.0)
         missed = torch.ones_like(count)
         for i in range(min(k, n)):

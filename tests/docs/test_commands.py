@@ -115,6 +115,7 @@ def check(command: str) -> None:
             "correspondence": "scenes/correspondence", "latents": "emoji/latent_use",
             "segmentation": "scenes/segmentation", "depth": "scenes/depth", "concepts": "scenes/concepts",
             "long-tail": "scenes/long_tail/evaluate", "clusters": "scenes/clusters",
+            "joint": "scenes/diffdis_joint/evaluate",
         }  # fmt: skip
         default = defaults[arguments.what]
         subject = [] if arguments.what in ("correspondence", "segmentation", "depth", "concepts") else [f"{name}=x"]
