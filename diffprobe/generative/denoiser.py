@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
@@ -47,6 +48,7 @@ from diffprobe.generative.objectives.base import (
     make_objective,
     mean_squared_error,
 )
+from diffprobe.generative.probed_training import TrainingProbes
 from diffprobe.generative.regularizers.base import (
     ClassBatch,
     Regularizer,
@@ -54,6 +56,7 @@ from diffprobe.generative.regularizers.base import (
     make_regularizer,
 )
 from diffprobe.generative.run_settings import GenerativeModule
+from diffprobe.generative.snapshots import Snapshots
 from diffprobe.generative.tokenizer import train_tokenizer
 
 
@@ -309,6 +312,16 @@ class DenoiserModule(GenerativeModule):
         groups += [{"params": list(head.parameters()), "lr": rate} for head in self.trained_heads()]
         total = total_steps(config.trainer, config.data, len(self._table("train")))
         return adamw_with_cosine(groups, config.trainer, rate=rate, beta2=0.99, warmup=config.warmup_steps, total=total)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return what measures and saves the module during training; the same objects at each call."""
+        return self._measuring
+
+    @cached_property
+    def _measuring(self) -> list[Callback]:
+        probes, every = self.config.probes, self.config.snapshot_every_steps
+        measured = [] if probes is None else [TrainingProbes(probes, random_start=self.config.init_from is None)]
+        return [*measured, *([] if every is None else [Snapshots(every)])]
 
     def trained_parts(self) -> tuple[Any, list[Any]]:
         """Return the denoiser and the text encoders."""

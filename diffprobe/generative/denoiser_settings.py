@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from diffprobe.backbones.weight_files import require_files
 from diffprobe.backbones.weights import digest_files, digest_part
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
+from diffprobe.config.validators import at_least
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError
 from diffprobe.generative.alignment import AlignmentConfig
@@ -20,6 +21,7 @@ from diffprobe.generative.caption_dropout import CaptionDropoutConfig
 from diffprobe.generative.flow_transformer import TransformerShape
 from diffprobe.generative.long_tail import ClassesConfig
 from diffprobe.generative.objectives.base import ObjectiveConfig, complete, declared_process
+from diffprobe.generative.probed_training import TrainingProbesConfig
 from diffprobe.generative.regularizers.base import RegularizerConfig, complete_regularizer
 from diffprobe.generative.run_settings import validate_settings
 from diffprobe.generative.self_alignment import SelfAlignmentConfig
@@ -92,10 +94,16 @@ class DenoiserSettings:
     """Shifted and scaled copies of the training images."""
     ema_decay: float = 0.9995
     """Decay per step of the exponential moving average of the weights, which is what is saved."""
+    probes: TrainingProbesConfig | None = None
+    """Linear classifiers that are fitted to the features during training; None measures nothing."""
+    snapshot_every_steps: int | None = None
+    """Write the averaged weights as a pipeline to `snapshots/step-N` of the run folder every so many steps; None
+    writes none."""
 
     def __post_init__(self) -> None:
         shares = ("drop_captions", "drop_captions_clean")
         validate_settings(self, shares=shares, not_negative=("text_learning_rate", "text_noise"))
+        at_least(1, snapshot_every_steps=self.snapshot_every_steps)
         object.__setattr__(self, "objective", complete(self.objective))  # so that a record names every setting
         if declared_process(self.objective) is None:
             object.__setattr__(self, "noise", self.noise or BetaSchedule())

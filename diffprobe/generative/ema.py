@@ -1,6 +1,7 @@
 """Exponential moving average (EMA) of the weights of a diffusion model, with bias correction."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch.callbacks import WeightAveraging
@@ -46,3 +47,12 @@ class EMACallback(WeightAveraging):
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Copy the average into the model; Lightning's own hook runs only after at least one epoch."""
         self.on_train_end(trainer, pl_module)
+
+    @contextmanager
+    def averaged(self, pl_module: Any) -> Iterator[None]:
+        """Give a module the averaged weights for the length of the block, during `fit`."""
+        self._swap_models(pl_module)
+        try:
+            yield
+        finally:
+            self._swap_models(pl_module)

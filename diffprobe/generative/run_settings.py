@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from diffprobe.config.schema import DataConfig, LoggerConfig, TrainerConfig
 from diffprobe.core.errors import ConfigError
+from diffprobe.core.result import MetricRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ class GenerativeModule(lightning.LightningModule):
     """Set by the validation after training, in modules that measure it."""
     dense_counts: DenseCounts | None = None
     """Set by `save`, in modules that train dense heads."""
+    records: Sequence[MetricRecord] = ()
+    """Set during training, by what measures the module meanwhile (`probed_training`)."""
     facts: Mapping[str, Any] = MappingProxyType({})
     """JSON values that the record of the run has in the detail of its metrics: what the training images turned out to
     be."""

@@ -153,6 +153,7 @@ def train_generative(config: "GenerativeTraining") -> Path:
             )
             for name, value in scores.items()
         ]
+        + list(module.records)
         + ([] if module.held_out is None else held_out_records(module.held_out, split="val", seed=config.seed))
         + ([] if module.dense_counts is None else dense_records(module.dense_counts, split="test", seed=config.seed)),
         started_at=started_at,
