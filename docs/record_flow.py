@@ -2,8 +2,8 @@
 
     python docs/record_flow.py RUN_FOLDER
 
-RUN_FOLDER is a finished run of scenes/flow_readouts. All cells go to docs/results/scenes-flow/readouts.csv, those of one
-timestep as Markdown into the page, below its marker.
+RUN_FOLDER is a finished run of scenes/flow_readouts. All cells go to docs/results/scenes-flow/readouts.csv, those of
+one timestep as Markdown into the page, below its marker.
 """
 
 import argparse
@@ -38,8 +38,8 @@ def differences(folder: Path) -> list[dict[str, Any]]:
         modulated, plain = record.detail["difference"]
         low, high = record.detail["interval"]
         rows.append({
-            "target": record.target, "timestep": timestep, "tap": raw, "n": record.n, "raw": plain, "modulated": modulated,
-            "difference": record.value, "low": low, "high": high,
+            "target": record.target, "timestep": timestep, "tap": raw, "n": record.n, "raw": plain,
+            "modulated": modulated, "difference": record.value, "low": low, "high": high,
         })  # fmt: skip
     return rows
 

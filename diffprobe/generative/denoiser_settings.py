@@ -45,7 +45,7 @@ class DenoiserSettings:
     transformer: TransformerShape | None = None
     """Shape of a transformer in place of the U-Net, as in Stable Diffusion 3; its objective has to be a flow; a flow
     needs it. None trains the U-Net."""
-    alignment: SelfAlignmentConfig | None = None
+    self_alignment: SelfAlignmentConfig | None = None
     """Align an earlier block with a later one of the averaged network (SRA); needs `transformer`. None does not."""
     noise: BetaSchedule | None = None
     """The forward process, `BetaSchedule()` if None; an objective that declares its own takes none."""
@@ -115,8 +115,8 @@ class DenoiserSettings:
                 )
         else:
             self._validate_flow()
-        if self.alignment is not None:
-            self._validate_alignment(self.alignment)
+        if self.self_alignment is not None:
+            self._validate_self_alignment(self.self_alignment)
         if self.regularizer is not None:
             if self.classes is None:
                 raise ConfigError(
@@ -127,12 +127,12 @@ class DenoiserSettings:
         if self.alignment is not None:
             self.alignment.check(self)
 
-    def _validate_alignment(self, alignment: SelfAlignmentConfig) -> None:
+    def _validate_self_alignment(self, alignment: SelfAlignmentConfig) -> None:
         """Refuse an alignment without the network or the average that it needs. Raises: ConfigError."""
         if self.transformer is None:
-            raise ConfigError("alignment has no effect without transformer.", fix="alignment=null, or a transformer")
+            raise ConfigError("self_alignment has no effect without transformer.", fix="self_alignment=null, or a transformer")
         if self.ema_decay == 0:
-            raise ConfigError("alignment needs averaged weights, and ema_decay=0.", fix="ema_decay=0.998")
+            raise ConfigError("self_alignment needs averaged weights, and ema_decay=0.", fix="ema_decay=0.998")
         alignment.require_blocks(self.transformer.layers)
 
     def _validate_flow(self) -> None:

@@ -39,7 +39,7 @@ class EMACallback(WeightAveraging):
         super().setup(trainer, pl_module, stage)
 
     @property
-    def averaged(self) -> Any:
+    def average(self) -> Any:
         """The module with the averaged weights, during a fit."""
         assert self._average_model is not None
         return self._average_model.module

@@ -80,15 +80,15 @@ class FlowDenoiserModule(DenoiserModule):
             seed=seed,
         )
         self.alignment_head: nn.Module | None = None
-        if config.alignment is not None:
-            self.alignment_head = make_head(shape.width, derive_seed("alignment", seed))
+        if config.self_alignment is not None:
+            self.alignment_head = make_head(shape.width, derive_seed("self_alignment", seed))
 
     def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
-        """Return the loss of the objective, and with `alignment` the weighted distance to the averaged network."""
-        loss, alignment = super().training_step(rows, batch_idx), self.config.alignment
+        """Return the loss of the objective, and with `self_alignment` the weighted distance to the averaged network."""
+        loss, alignment = super().training_step(rows, batch_idx), self.config.self_alignment
         if alignment is None:
             return loss
-        self.log("train/alignment", self._alignment_loss.detach())
+        self.log("train/self_alignment", self._alignment_loss.detach())
         return loss + alignment.weight * self._alignment_loss
 
     def errors(
@@ -99,8 +99,8 @@ class FlowDenoiserModule(DenoiserModule):
         noise: Float[Tensor, "batch c h w"],
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, " batch"]:
-        """Return what the parent does; in training with `alignment`, keep the distance of the blocks for the step."""
-        alignment = self.config.alignment
+        """Return what the parent does; in training with `self_alignment`, keep the distance of the blocks for the step."""
+        alignment = self.config.self_alignment
         if alignment is None or not self.training:
             return super().errors(clean, captions, timesteps, noise, generator)
         assert generator is not None and self.alignment_head is not None
@@ -118,8 +118,8 @@ class FlowDenoiserModule(DenoiserModule):
         """Return the network with averaged weights. Raises: RunFailed without the callback that averages."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EMACallback):
-                return callback.averaged
-        raise RunFailed("alignment needs averaged weights, and no EMACallback runs.", fix="ema_decay=0.998")
+                return callback.average
+        raise RunFailed("self_alignment needs averaged weights, and no EMACallback runs.", fix="ema_decay=0.998")
 
     def trained_heads(self) -> list[nn.Module]:
         """Return networks that are trained with the denoiser and not saved with it."""

@@ -20,7 +20,7 @@ BETA = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class SelfAlignmentConfig:
-    """Keys of `alignment` of experiment files of kind `train_denoiser` with a transformer."""
+    """Keys of `self_alignment` of experiment files of kind `train_denoiser` with a transformer."""
 
     student_block: int
     """Block whose output predicts, counted from 0. Published for 28 blocks: the 8th."""
@@ -35,20 +35,20 @@ class SelfAlignmentConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.student_block <= self.teacher_block:
             raise ConfigError(
-                f"alignment.student_block={self.student_block} is not between 0 and"
-                f" alignment.teacher_block={self.teacher_block}.",
+                f"self_alignment.student_block={self.student_block} is not between 0 and"
+                f" self_alignment.teacher_block={self.teacher_block}.",
                 "an earlier block learns from a later one",
             )
         if not 0 < self.weight < float("inf"):
-            raise ConfigError(f"alignment.weight={self.weight} is out of range: more than 0, finite.")
+            raise ConfigError(f"self_alignment.weight={self.weight} is out of range: more than 0, finite.")
         if not 0 <= self.max_interval <= 1:
-            raise ConfigError(f"alignment.max_interval={self.max_interval} is out of range: 0 to 1.")
+            raise ConfigError(f"self_alignment.max_interval={self.max_interval} is out of range: 0 to 1.")
 
     def require_blocks(self, n: int) -> None:
         """Check the blocks against the number of the network's. Raises: ConfigError."""
         if self.teacher_block >= n:
             raise ConfigError(
-                f"alignment.teacher_block={self.teacher_block}: transformer.layers={n} has blocks 0 to {n - 1}."
+                f"self_alignment.teacher_block={self.teacher_block}: transformer.layers={n} has blocks 0 to {n - 1}."
             )
 
     def teacher_timesteps(

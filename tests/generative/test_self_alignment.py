@@ -19,7 +19,7 @@ ALIGNMENT = SelfAlignmentConfig(student_block=0, teacher_block=1, weight=0.5)
 
 @pytest.fixture
 def aligned(config):  # noqa: F811
-    return dataclasses.replace(config, alignment=ALIGNMENT)
+    return dataclasses.replace(config, self_alignment=ALIGNMENT)
 
 
 def averaging() -> EMACallback:
@@ -58,7 +58,7 @@ def test_training_moves_the_head_and_the_network_and_saves_no_head(config, align
     start = aligned.make()[0]
     module = fit(aligned, tmp_path / "aligned", callbacks=[averaging()])
     plain = fit(config, tmp_path / "plain", callbacks=[averaging()])
-    assert bool(module.logged["train/alignment"].isfinite()) and "train/alignment" not in plain.logged
+    assert bool(module.logged["train/self_alignment"].isfinite()) and "train/self_alignment" not in plain.logged
     assert not torch.equal(start.alignment_head[0].weight, module.alignment_head[0].weight)
     name = "transformer.transformer_blocks.0.attn.to_q.weight"
     assert not torch.equal(weights(module)[name], weights(plain)[name])
@@ -120,9 +120,9 @@ def test_settings_out_of_range_are_refused(settings, fact):
 
 def test_an_alignment_without_what_it_needs_is_refused(config):  # noqa: F811
     with pytest.raises(ConfigError, match="teacher_block=2.*blocks 0 to 1"):
-        dataclasses.replace(config, alignment=SelfAlignmentConfig(student_block=0, teacher_block=2))
+        dataclasses.replace(config, self_alignment=SelfAlignmentConfig(student_block=0, teacher_block=2))
     with pytest.raises(ConfigError, match="no effect without transformer"):
         velocity = ObjectiveConfig(name="velocity_prediction")
-        dataclasses.replace(config, transformer=None, objective=velocity, alignment=ALIGNMENT)
+        dataclasses.replace(config, transformer=None, objective=velocity, self_alignment=ALIGNMENT)
     with pytest.raises(ConfigError, match="ema_decay=0"):
-        dataclasses.replace(config, alignment=ALIGNMENT, ema_decay=0.0)
+        dataclasses.replace(config, self_alignment=ALIGNMENT, ema_decay=0.0)
