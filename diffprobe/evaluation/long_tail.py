@@ -127,7 +127,7 @@ class ReadImages:
 
 
 def read_images(reader: SceneReader, images: Sequence[RoleImages]) -> ReadImages:
-    """Read images class by class; those of a class that is no role are not read as it."""
+    """Read images class by class; an image of a cluster counts as wrong, as no role was asked for."""
     names = reader.spec.names("role")
     read = [
         reader.read(one.images)["role"].argmax(1) == (names.index(one.role) if one.role in names else -1)

@@ -1,4 +1,4 @@
-"""The page of self-guided diffusion has the recorded numbers; its script at tiny size; its experiments differ as stated."""
+"""The page of self-guided diffusion has the recorded numbers; its script at tiny size; what its experiments share."""
 
 import importlib.util
 import json
@@ -79,10 +79,11 @@ def test_the_script_runs_at_tiny_size_and_a_second_call_trains_nothing(
     scenes.build(tmp_path / "scenes", n=600, seed=0)
     SceneReader(load_world(), resolution=32).save(tmp_path / "reader")
     torch.manual_seed(0)
-    AutoencoderKL(
+    vae: Any = AutoencoderKL(
         sample_size=32, block_out_channels=(8, 8), latent_channels=2, norm_num_groups=4, mid_block_add_attention=False,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    ).save_pretrained(tmp_path / "vae")  # fmt: skip
+    )  # fmt: skip
+    vae.save_pretrained(tmp_path / "vae")
     images = [f"reader={tmp_path / 'reader'}", "n_per_class=6", "sampling_steps=1", "n_resamples=20"]
     command = [
         "--out", str(tmp_path / "out.json"), "--runs", str(tmp_path / "runs"),

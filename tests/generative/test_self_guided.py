@@ -96,7 +96,8 @@ def test_a_random_network_keeps_its_weights_and_the_prototypes_learn(
 
 def test_curves_and_the_record_have_the_entropy_of_use(trained: SelfGuided) -> None:
     names = {"train/prototypes", "train/prototype_entropy", "val/prototype_entropy", "val/prototypes_used", "val/mse"}
-    assert names <= set(trained.logged)
+    logged: Any = trained.logged
+    assert names <= set(logged)
     facts = trained.facts
     assert [step for step, _ in facts["entropy_curve"]] == [0, 1, 2, 3]
     assert all(0 <= nats <= math.log(4) + 1e-6 for _, nats in facts["entropy_curve"])
@@ -158,9 +159,11 @@ def test_a_collapse_is_named_with_the_curve_and_refused_as_classes(
 ) -> None:
     head = SelfGuided(config).prototypes.eval()
     with torch.no_grad():
-        head.prototypes.weight[1:] = -head.prototypes.weight[0]
-        head.head[3].weight.zero_()
-        head.head[3].bias.copy_(head.prototypes.weight[0])
+        found = dict(head.named_parameters())
+        first = found["prototypes.weight"][0].clone()
+        found["prototypes.weight"][1:] = -first
+        found["head.3.weight"].zero_()
+        found["head.3.bias"].copy_(first)
     assert head.assign(torch.randn(9, head.d_in)).tolist() == [0] * 9
     facts = {**trained.facts, "collapsed": True, "effective_prototypes": 1.0}
     trained.save(tmp_path)
