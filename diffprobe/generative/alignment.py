@@ -11,7 +11,6 @@ paper's weights, optimiser and number of blocks are not verified, and those here
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -21,9 +20,6 @@ from diffprobe.backbones.hooks import Capture
 from diffprobe.backbones.layout import OutputLayout
 from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.probes.caption import diffdis
-
-if TYPE_CHECKING:
-    from diffprobe.generative.denoiser_settings import DenoiserSettings
 
 FOLDER = "alignment"
 """Folder of the alignment head, beside the parts of the saved pipeline."""
@@ -81,28 +77,44 @@ class AlignmentConfig:
             p_dropout=self.p_dropout, temperature=self.temperature,
         )  # fmt: skip
 
-    def check(self, settings: "DenoiserSettings") -> None:
-        """Refuse settings of the denoiser's training that alignment is not defined with. Raises: ConfigError."""
+    def check(
+        self,
+        *,
+        batch_size: int,
+        text_encoder: str | None,
+        text_learning_rate: float,
+        transformer: bool,
+        regularizer: bool,
+    ) -> None:
+        """Refuse settings of the denoiser's training that alignment is not defined with.
+
+        Args:
+            batch_size: of the training.
+            text_encoder: folder or name of a trained text encoder; None trains one from random weights.
+            text_learning_rate: of the text encoder, as a multiple of the U-Net's.
+            transformer: whether a transformer takes the place of the U-Net.
+            regularizer: whether there is a class-contrast term.
+        Raises: ConfigError.
+        """
         if not self.trains_head:
             return
-        if settings.transformer is not None:
+        if transformer:
             raise ConfigError(
                 "alignment reads the encoder half of a U-Net, which a transformer does not have.",
                 fix="alignment=null",
             )
-        if settings.regularizer is not None:
+        if regularizer:
             raise ConfigError("alignment is not offered with a class-contrast term.", fix="regularizer=null")
-        if settings.text_learning_rate or not (settings.text_encoder or settings.init_from):
+        if text_learning_rate or not text_encoder:
             raise ConfigError(
                 "alignment denoises vectors of a frozen text encoder.",
-                f"given: text_encoder={settings.text_encoder or 'null'} "
-                f"text_learning_rate={settings.text_learning_rate:g}",
+                f"given: text_encoder={text_encoder or 'null'} text_learning_rate={text_learning_rate:g}",
                 fix="text_encoder=scenes-sd text_learning_rate=0",
             )
-        if settings.data.batch_size < 2:
+        if batch_size < 2:
             raise ConfigError(
-                f"data.batch_size={settings.data.batch_size}: InfoNCE contrasts a caption with the others of its "
-                "batch, and there are none.",
+                f"data.batch_size={batch_size}: InfoNCE contrasts a caption with the others of its batch, and there "
+                "are none.",
                 fix="data.batch_size=64",
             )
 

@@ -125,7 +125,11 @@ class DenoiserSettings:
                 )
             object.__setattr__(self, "regularizer", complete_regularizer(self.regularizer))
         if self.alignment is not None:
-            self.alignment.check(self)
+            self.alignment.check(
+                batch_size=self.data.batch_size, text_encoder=self.text_encoder or self.init_from,
+                text_learning_rate=self.text_learning_rate, transformer=self.transformer is not None,
+                regularizer=self.regularizer is not None,
+            )  # fmt: skip
 
     def _validate_self_alignment(self, alignment: SelfAlignmentConfig) -> None:
         """Refuse an alignment without the network or the average that it needs. Raises: ConfigError."""

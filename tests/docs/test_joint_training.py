@@ -83,10 +83,11 @@ def test_the_script_runs_at_tiny_size_and_a_second_call_trains_nothing(
     scenes.build(tmp_path / "scenes", n=400, seed=0)
     SceneReader(load_world(), resolution=32).save(tmp_path / "reader")
     torch.manual_seed(0)
-    AutoencoderKL(
+    vae: Any = AutoencoderKL(
         sample_size=32, block_out_channels=(8, 8), latent_channels=2, norm_num_groups=4, mid_block_add_attention=False,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    ).save_pretrained(tmp_path / "vae")  # fmt: skip
+    )  # fmt: skip
+    vae.save_pretrained(tmp_path / "vae")
     page = tmp_path / "page.md"
     page.write_text("".join(f"<!-- table: {marker} -->\n\n" for marker in MARKERS), "utf-8")
     monkeypatch.setattr(record_joint, "PAGE", page)

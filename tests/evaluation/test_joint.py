@@ -180,10 +180,11 @@ def test_the_experiments_are_trained_and_evaluated_at_tiny_size(tmp_path: Path) 
     scenes.build(tmp_path / "scenes", n=400, seed=0)
     SceneReader(SPEC, resolution=32).save(tmp_path / "reader")
     torch.manual_seed(0)
-    AutoencoderKL(
+    vae: Any = AutoencoderKL(
         sample_size=32, block_out_channels=(8, 8), latent_channels=2, norm_num_groups=4, mid_block_add_attention=False,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    ).save_pretrained(tmp_path / "vae")  # fmt: skip
+    )  # fmt: skip
+    vae.save_pretrained(tmp_path / "vae")
     settings = [
         f"autoencoder={tmp_path / 'vae'}", f"data.path={tmp_path / 'scenes'}", "data.batch_size=8", "data.limit=60",
         "model.channels=[8,16]", "model.cross_attention=[false,true]", "model.heads=2", "model.norm_groups=4",

@@ -37,10 +37,11 @@ def config(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Denoi
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("parts")
-    AutoencoderKL(
+    vae: Any = AutoencoderKL(
         sample_size=16, block_out_channels=(8, 8), latent_channels=2, norm_num_groups=4, mid_block_add_attention=False,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, scaling_factor=5.0,
-    ).save_pretrained(folder / "vae")  # fmt: skip
+    )  # fmt: skip
+    vae.save_pretrained(folder / "vae")
     plain = DenoiserTraining(
         experiment="tiny",
         autoencoder=str(folder / "vae"),
@@ -269,6 +270,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config: DenoiserTraining, tmp_
 def test_a_run_logs_both_losses_and_saves_the_head_beside_a_pipeline(config: DenoiserTraining, tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
+    module: Any
     module, data = config.make()
     with quiet():
         trainer = make_trainer(config.trainer, run_dir=tmp_path / "run")
