@@ -20,6 +20,11 @@ from diffprobe.backbones.readouts import ATTENTION, READOUTS, split_tap
 from diffprobe.core.errors import DiffprobeError, UnknownTap, nearest
 from diffprobe.core.foreign import naming
 
+WARNINGS = {
+    "massive": "the residual stream of a transformer block, in which a few channels may be far above all others",
+    "text": "the module outputs text tokens too; the tap reads the image alone, /text the text",
+}
+"""Warning of a tap -> what it means."""
 _N_TRACES = 8
 _traces: dict[tuple[str, str, bool], Trace] = {}
 
@@ -41,6 +46,8 @@ class TapInfo:
     """Height and width of the feature map."""
     flop_share: float | None
     """Share of the denoiser's floating-point operations spent when the tap has been read; None if not counted."""
+    warnings: tuple[str, ...] = ()
+    """What to know before the tap is read, a part of `WARNINGS`."""
 
 
 def tap_infos(spec: BackboneSpec, traced: Trace, *, counted: bool) -> list[TapInfo]:
@@ -56,9 +63,16 @@ def tap_infos(spec: BackboneSpec, traced: Trace, *, counted: bool) -> list[TapIn
             channels=shape.channels,
             size=shape.size,
             flop_share=_share(shape.flops, traced.flops) if counted else None,
+            warnings=_warnings(path, traced),
         )
         for path, shape in traced.taps.items()
     ]
+
+
+def _warnings(path: str, traced: Trace) -> tuple[str, ...]:
+    """Return the warnings of a tap. The residual stream is what a block with AdaLN outputs (massive.py)."""
+    beside = {"massive": f"{path}/{MODULATED}", "text": f"{path}/text"}
+    return tuple(name for name, other in beside.items() if other in traced.taps)
 
 
 def _share(part: int, whole: int) -> float:

@@ -63,12 +63,20 @@ def _table(taps: "tuple[TapInfo, ...]") -> list[str]:
         size = f"{tap.size[0]} x {tap.size[1]}"
         share = f"{tap.flop_share or 0:.1%}"
         rows.append((tap.path, ", ".join(tap.aliases) or "-", tap.form, str(tap.channels), size, share))
-    return aligned(rows, [False, False, False, True, True, True])  # names to the left, numbers to the right
+    right = [False, False, False, True, True, True]  # names to the left, numbers to the right
+    if not any(tap.warnings for tap in taps):
+        return aligned(rows, right)
+    warnings = ["warnings", *(", ".join(tap.warnings) or "-" for tap in taps)]
+    return aligned([(*row, last) for row, last in zip(rows, warnings, strict=True)], [*right, False])
 
 
 def _notes(found: "BackboneInfo") -> list[str]:
+    from diffprobe.backbones.taps import WARNINGS
+
     forms = dict.fromkeys(tap.form for tap in found.taps)
     notes = [f"{form}: {_FORMS[form]}" for form in forms if form != "map"]
+    warned = dict.fromkeys(name for tap in found.taps for name in tap.warnings)
+    notes += [f"warning {name}: {WARNINGS[name]}" for name in warned]
     if found.n_inner:
         notes.append(f"{found.n_inner} more inside the blocks: --inner")
     return notes

@@ -134,7 +134,9 @@ class DenoiserSettings:
     def _validate_self_alignment(self, alignment: SelfAlignmentConfig) -> None:
         """Refuse an alignment without the network or the average that it needs. Raises: ConfigError."""
         if self.transformer is None:
-            raise ConfigError("self_alignment has no effect without transformer.", fix="self_alignment=null, or a transformer")
+            raise ConfigError(
+                "self_alignment has no effect without transformer.", fix="self_alignment=null, or a transformer"
+            )
         if self.ema_decay == 0:
             raise ConfigError("self_alignment needs averaged weights, and ema_decay=0.", fix="ema_decay=0.998")
         alignment.require_blocks(self.transformer.layers)

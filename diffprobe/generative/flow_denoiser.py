@@ -99,7 +99,7 @@ class FlowDenoiserModule(DenoiserModule):
         noise: Float[Tensor, "batch c h w"],
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, " batch"]:
-        """Return what the parent does; in training with `self_alignment`, keep the distance of the blocks for the step."""
+        """Return what the parent does; in training with `self_alignment`, keep the distance of blocks for the step."""
         alignment = self.config.self_alignment
         if alignment is None or not self.training:
             return super().errors(clean, captions, timesteps, noise, generator)

@@ -48,6 +48,18 @@ def test_inner_taps_and_readouts_are_printed_when_asked_for(tiny_sd: Path, capsy
     assert any(line.startswith("attention: one channel per text token") for line in lines)
 
 
+def test_warnings_have_a_column_and_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from diffprobe.backbones.families import flux
+
+    lines = printed(capsys, str(flux.tiny(tmp_path)), "--resolution", "32", "--inner")
+    header, *taps = rows(lines)
+    last = {line.split()[0]: line.split("%")[-1].strip() for line in taps}
+    assert header.split()[-1] == "warnings"
+    assert last["transformer_blocks.0"] == "massive, text" and last["transformer_blocks.0/modulated"] == "-"
+    assert last["single_transformer_blocks.0.attn"] == "text" and last["transformer_blocks.0.attn/heads"] == "-"
+    assert {"warning massive", "warning text"} <= {line.split(":")[0] for line in lines}
+
+
 def test_the_pixels_have_one_tap(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, "pixels")
     assert rows(lines)[1].split()[:4] == ["pixels", "-", "map", "768"]
