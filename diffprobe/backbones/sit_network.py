@@ -1,6 +1,6 @@
 """The transformer of SiT (Ma et al., 2401.08740), in which REPA (Yu et al., 2410.06940) was trained too.
 
-Research checkpoints are no pipelines of diffusers, so the network is built here, with the names of their tensors.
+Research checkpoints are not pipelines of diffusers, so the network is built here, with the names of their tensors.
 Blocks are those of DiT (Peebles and Xie, 2212.09748, figure 3); REPA adds projectors of the tokens after one block.
 """
 

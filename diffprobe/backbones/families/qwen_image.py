@@ -146,7 +146,7 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
     qwen: Any = load_denoiser(checkpoint, spec, needed, options, part=PART)
     pos = spec.denoiser.get_submodule("pos_embed")
     settings: Any = {name: getattr(pos, name) for name in ("theta", "axes_dim", "scale_rope")}
-    qwen.pos_embed = type(pos)(**settings)  # its tables are no buffers: on the meta device they are empty
+    qwen.pos_embed = type(pos)(**settings)  # tables on the meta device are empty, and not stored
     vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     template, dropped = _template()
     text = load_chat_model(checkpoint.part("vae").parent, dtype=options.dtype, length=_LENGTH + dropped, template=False)
