@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.families import pixart, sd_unet, sdxl
+from diffprobe.backbones.families import hunyuandit, pixart, sd_unet, sdxl
 from diffprobe.backbones.prompt_features import PromptFeatures
 from diffprobe.backbones.samplers import SAMPLERS, reread_key, start_key, step_generators
 from diffprobe.config.prompt_schema import PromptExtraction, PromptFeaturesConfig, SamplingConfig
@@ -26,6 +26,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "lcm": lambda path: sd_unet.tiny(path, lcm=True, scheduler="LCMScheduler"),
     "sdxl": sdxl.tiny,
     "pixart": pixart.tiny,
+    "hunyuandit": hunyuandit.tiny,
 }
 
 
@@ -75,6 +76,8 @@ def plain(
     further = {} if kind == "LatentConsistencyModelPipeline" else {"negative_prompt": None}
     if kind.startswith("PixArt"):
         further = {"negative_prompt": "", "clean_caption": False, "use_resolution_binning": False}
+    if kind == "HunyuanDiTPipeline":
+        further["use_resolution_binning"] = False
     with torch.no_grad():
         latents = pipeline(
             PROMPTS, num_inference_steps=steps, guidance_scale=scale, latents=noise, output_type="latent",
@@ -135,11 +138,15 @@ def test_a_latent_consistency_model_gets_its_guidance_as_input(folder_of: Callab
     assert_equal(other(PROMPTS, NUMBERS)["latents@t0:caption:none"], latents)
 
 
-def test_pixart_is_sampled_by_the_same_path(folder_of: Callable[[str], Path]) -> None:
-    _, latents = plain(folder_of("pixart"), "PixArtAlphaPipeline", "ddim", (), scale=4.0)
-    config = config_of(
-        folder_of("pixart"), {"guidance": 3.0}, taps=("transformer_blocks.1",), timesteps=(999,), keep=("latents",)
-    )
+@pytest.mark.parametrize(
+    ("name", "kind", "tap"),
+    [("pixart", "PixArtAlphaPipeline", "transformer_blocks.1"), ("hunyuandit", "HunyuanDiTPipeline", "blocks.1")],
+)
+def test_transformers_are_sampled_by_the_same_path(
+    name: str, kind: str, tap: str, folder_of: Callable[[str], Path]
+) -> None:
+    _, latents = plain(folder_of(name), kind, "ddim", (), scale=4.0)
+    config = config_of(folder_of(name), {"guidance": 3.0}, taps=(tap,), timesteps=(999,), keep=("latents",))
     found = PromptFeatures.from_config(config)(PROMPTS, NUMBERS)
     assert_equal(found["latents@t0:caption:none"], latents)
 
