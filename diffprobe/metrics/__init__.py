@@ -36,6 +36,7 @@ from diffprobe.core.registry import METRICS
 
 SHARED = (
     "auroc",
+    "cluster_agreement",
     "confusion",
     "dense",
     "depth_order",
