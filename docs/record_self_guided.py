@@ -70,7 +70,7 @@ def cluster_table(tree: Mapping[str, Any]) -> list[str]:
     controls = [name for name in CONTROLS if name in first]
     head = ["attribute", "NMI", "ARI", "AMI", *(f"AMI, {name.replace('_', ' ')}" for name in controls)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for attribute, found in tree["agreements"].items():
+    for attribute, found in sorted(tree["agreements"].items()):  # as the file has them
         numbers = [found[name]["prototypes"] for name in ("nmi", "ari", "ami")]
         numbers += [found["ami"][name] for name in controls]
         lines.append("| " + " | ".join([attribute, *(f"{value:.3f}" for value in numbers)]) + " |")
