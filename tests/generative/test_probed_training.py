@@ -13,8 +13,11 @@ from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.config.schema import LoggerConfig
 from diffprobe.core.errors import ConfigError, UnknownName, UnknownTap
 from diffprobe.core.result import MetricRecord, read_result
+from diffprobe.generative.architectures import DenoiserShape
 from diffprobe.generative.denoiser import DenoiserModule
+from diffprobe.generative.flow_transformer import TransformerShape
 from diffprobe.generative.image_table import load_table
+from diffprobe.generative.objectives.base import ObjectiveConfig
 from diffprobe.generative.probed_training import TrainingProbesConfig, _draw
 from diffprobe.probes.ridge_classifier import ridge_predictions
 from diffprobe.runs.train_generative import train_generative
@@ -154,3 +157,18 @@ def test_bad_settings_are_refused(change: dict[str, Any], message: str) -> None:
 def test_measured_steps_are_those_listed_and_the_multiples() -> None:
     config = dataclasses.replace(PROBES, every_n_steps=4)
     assert [step for step in range(1, 10) if config.measures(step)] == [1, 3, 4, 8]
+
+
+def test_a_flow_transformer_is_probed_and_kept_too(config: Any, tmp_path: Path) -> None:
+    flow = dataclasses.replace(
+        config, model=DenoiserShape(text_width=16, text_layers=2, text_heads=2, vocab_size=540, max_tokens=16),
+        transformer=TransformerShape(layers=2, heads=2, head_width=8), noise=None,
+        objective=ObjectiveConfig(name="flow_matching"), output=str(tmp_path), snapshot_every_steps=2,
+        probes=dataclasses.replace(PROBES, taps=("transformer_blocks.0",), steps=(1,)),
+    )  # fmt: skip
+    folder = train_generative(flow).parent
+    assert [record.cell for record in probe_records(folder)][0] == "transformer_blocks.0@t100:empty:mean"
+    kept = DiffusionFeatures.from_pretrained(
+        str(folder / "snapshots/step-2"), taps=["transformer_blocks.1"], timesteps=[100], device="cpu"
+    )
+    assert kept(torch.zeros(1, 3, 16, 16), keys=["a"])["transformer_blocks.1@t100:empty:mean"].shape == (1, 16)
