@@ -28,6 +28,10 @@ PARTS = ("q", "k", "v", "heads")
 """Names of the readouts."""
 
 
+ImageTokens = Callable[[Tensor], Tensor]
+"""(tokens of image and text, [batch, tokens, width]) -> those of the image."""
+
+
 @dataclass(frozen=True)
 class AttentionPart:
     """One part of an attention.
@@ -65,10 +69,15 @@ def watch_parts(
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = dict(zip(("hidden_states", "encoder_hidden_states"), args, strict=False)) | kwargs
         text = given.get("encoder_hidden_states")
-        image, is_cross, is_mixed = slice(None), False, False
+        image: ImageTokens = lambda tokens: tokens  # noqa: E731
+        is_cross, is_mixed = False, False
         if layout.is_joint_attention(path) and (text is not None or layout.is_joint(path)):
-            n_text = layout.n_text if text is None else text.shape[1]
-            image = slice(n_text, None) if layout.text_keys_first else slice(0, -n_text if n_text else None)
+            if layout.row_texts is not None:
+                image = layout.row_texts.image
+            else:
+                n_text = layout.n_text if text is None else text.shape[1]
+                part = slice(n_text, None) if layout.text_keys_first else slice(0, -n_text if n_text else None)
+                image = lambda tokens: tokens[:, part]  # noqa: E731
         elif text is not None:
             is_mixed = getattr(module, "add_k_proj", None) is not None
             is_cross = not is_mixed
@@ -89,7 +98,7 @@ class _Recorder(TorchFunctionMode):
     """Hands the parts of the first attention inside it to `give`.
 
     Args:
-        image: the tokens of the image.
+        image: takes the tokens of the image out of all.
         is_cross: whether keys are of a text.
         is_mixed: whether keys are of a text and the image, in an order that no layout states.
         parts: the parts that are read.
@@ -97,7 +106,7 @@ class _Recorder(TorchFunctionMode):
 
     def __init__(
         self,
-        image: slice,
+        image: ImageTokens,
         is_cross: bool,
         is_mixed: bool,
         parts: tuple[str, ...],
@@ -128,4 +137,4 @@ class _Recorder(TorchFunctionMode):
     def _read(self, part: str, x: Float[Tensor, "batch heads tokens dim"], *, is_text: bool = False) -> None:
         if part in self._parts:
             tokens = x.transpose(1, 2).flatten(2)
-            self._give(part, AttentionPart(tokens if is_text else tokens[:, self._image], is_text, x.shape[1]))
+            self._give(part, AttentionPart(tokens if is_text else self._image(tokens), is_text, x.shape[1]))

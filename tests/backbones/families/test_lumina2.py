@@ -115,6 +115,28 @@ def test_attention_to_the_text_equals_a_plain_computation(
         assert not own[n:].any()
 
 
+def test_parts_of_an_attention_are_those_of_the_image_behind_each_text(
+    tiny: Path, large: Tensor, reference: Callable, as_map: Callable
+) -> None:
+    """Values are projections alone, and the image's places begin at another token in each row."""
+    path = "layers.1.attn"
+    found = features(tiny, taps=[f"{path}/v", f"{path}/heads"], condition="caption", pool="none")(
+        large, keys=KEYS, captions=CAPTIONS
+    )
+    expected = reference(tiny, large, [f"{path}.to_v", f"{path}.to_out.0", path])
+    values = after_text(expected[f"{path}.to_v"], expected["lengths"])
+    grouped = found[f"{path}/v@t{T}:caption:none"]
+    torch.testing.assert_close(grouped[:, :16], as_map(values)[:, :16], atol=1e-5, rtol=0)
+    projection = DiffusionFeatures.from_pretrained(
+        str(tiny), taps=[path], timesteps=[T], device="cpu", resolution=64, condition="caption", pool="none"
+    )(large, keys=KEYS, captions=CAPTIONS)[f"{path}@t{T}:caption:none"]
+    import diffusers
+
+    weight = diffusers.Lumina2Pipeline.from_pretrained(tiny).transformer.layers[1].attn.to_out[0].weight
+    heads = torch.einsum("oc,bchw->bohw", weight, found[f"{path}/heads@t{T}:caption:none"])
+    torch.testing.assert_close(heads, projection, atol=1e-5, rtol=0)
+
+
 def test_the_empty_text_is_that_of_the_unconditional_pass(tiny: Path) -> None:
     import diffusers
 
