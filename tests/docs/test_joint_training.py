@@ -51,6 +51,22 @@ def test_the_recorded_models_had_equal_compute_and_the_settings_of_the_page() ->
     assert {results[name].config["seed"] for name in record_joint.MODELS} == {0}
 
 
+def test_the_text_is_that_of_the_results() -> None:
+    results = record_joint.recorded()
+    if not results:
+        pytest.skip("no results are recorded")
+    rows = json.loads((record_joint.RESULTS / record_joint.DIFFERENCES).read_text("utf-8"))
+    assert len(rows) == 26 and all(row["high"] < 0 for row in rows)
+    for name in ("joint", "alignment"):
+        found = {(one.target, one.name): one for one in results[name].metrics if one.probe}
+        assert all(one.detail["interval"][0] > 2 * one.controls["chance"] for one in found.values())
+        assert all(found["one_step", m].value > found["ddim", m].value for m in record_joint.MEASURES)
+        assert all(found["one_step_w1", m].value > found["ddim_w1", m].value for m in record_joint.MEASURES)
+    steps = [results[name].metrics[0].detail["trained"]["max_steps"] for name in record_joint.MODELS]
+    text = " ".join(PAGE.read_text("utf-8").split())
+    assert f"It has {steps[0]} steps for each task, the others {steps[1]} and {steps[2]:,}" in text
+
+
 def test_differences_are_paired_by_image() -> None:
     generator = np.random.default_rng(0)
     easy = (generator.random(200) < 0.5).astype(float)
