@@ -15,6 +15,7 @@ SHARED = (
     "null_distribution",
     "neighbours",
     "predictions",
+    "ridge_classifier",
     "score",
     "serialization",
     "shuffled_labels",

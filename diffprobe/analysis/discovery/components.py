@@ -84,7 +84,13 @@ def find_components(
     Raises: ConfigError for features of another shape, or that are all constant; NonFinite; TooFewGroups for fewer than
         `LEAST_SAMPLES` samples, or a half with fewer than half as many.
     """
-    x, fitted, n_constant = standardised_features(features, blocks)
+    # The iterations below enlarge differences of rounding, so samples are brought into an order of their own first.
+    latents = _finite_latents(features)
+    order = sorted(range(len(latents)), key=lambda row: latents[row].tobytes())
+    x, fitted, n_constant = standardised_features(
+        latents[order], None if blocks is None else [blocks[row] for row in order]
+    )
+    half = half[order]
     if min(int(half.sum()), int((~half).sum())) < LEAST_SAMPLES // 2:
         raise TooFewGroups(
             f"discovery: the halves have {int(half.sum())} and {int((~half).sum())} samples; at least "
@@ -95,9 +101,9 @@ def find_components(
     stability = np.min([_nearest_correlation(scores, other) for other in halves_scores], axis=0)
     skewness = (scores**3).mean(0)
     scores = scores * np.where(skewness < 0, -1.0, 1.0)
-    order = np.argsort(-(np.abs(scores) ** 3).mean(0), kind="stable")
+    first = np.argsort(-(np.abs(scores) ** 3).mean(0), kind="stable")
     return Components(
-        scores=scores[:, order], stability=stability[order], explained=explained,
+        scores=scores[np.argsort(order)][:, first], stability=stability[first], explained=explained,
         n_constant=n_constant,
     )  # fmt: skip
 
@@ -112,6 +118,20 @@ def standardised_features(
 
     Raises: see `find_components`.
     """
+    x = _finite_latents(features)
+    largest = np.abs(x).max(0)
+    x = x - x.mean(0)
+    fitted = x if blocks is None else without_block_means(x, blocks)
+    spread = fitted.std(0)
+    varies = spread > 1e-9 * np.maximum(largest, 1e-300)
+    if not varies.any():
+        where = "" if blocks is None else " within each seed"
+        raise ConfigError(f"latents: all {x.shape[1]} features are constant{where}.", fix="another cell")
+    return x[:, varies] / spread[varies], fitted[:, varies] / spread[varies], int((~varies).sum())
+
+
+def _finite_latents(features: Float[np.ndarray, "samples d"]) -> Float64[np.ndarray, "samples d"]:
+    """Return features in float64. Raises: see `find_components`."""
     if features.ndim != 2 or not features.size:
         raise ConfigError(f"latents of shape {features.shape}; needed: (samples, d), at least 1 of each.")
     if len(features) < LEAST_SAMPLES:
@@ -122,15 +142,7 @@ def standardised_features(
     if not np.isfinite(x).all():
         row, column = np.argwhere(~np.isfinite(x))[0]
         raise NonFinite(f"latents: feature {column} of sample {row} is not finite.")
-    largest = np.abs(x).max(0)
-    x = x - x.mean(0)
-    fitted = x if blocks is None else without_block_means(x, blocks)
-    spread = fitted.std(0)
-    varies = spread > 1e-9 * np.maximum(largest, 1e-300)
-    if not varies.any():
-        where = "" if blocks is None else " within each seed"
-        raise ConfigError(f"latents: all {x.shape[1]} features are constant{where}.", fix="another cell")
-    return x[:, varies] / spread[varies], fitted[:, varies] / spread[varies], int((~varies).sum())
+    return x
 
 
 def without_block_means(x: Float64[np.ndarray, "samples d"], blocks: Sequence[str]) -> Float64[np.ndarray, "samples d"]:
