@@ -21,11 +21,12 @@ def drawn_blocks(network: nn.Module, blocks: Sequence[str], made: Callable[[str,
         blocks: paths of its blocks.
         made: called at the end of the construction of each block.
     """
-    paths: dict[type[nn.Module], list[str]] = {}
     listed = set(blocks)
-    for path, module in network.named_modules():
-        if path in listed:
-            paths.setdefault(type(module), []).append(path)
+    kinds = {type(module) for path, module in network.named_modules() if path in listed}
+    paths: dict[type[nn.Module], list[str | None]] = {kind: [] for kind in kinds}
+    for path, module in network.named_modules():  # in the order in which they are made
+        if type(module) in kinds:  # others of the class are counted too (the refiners of Lumina 2)
+            paths[type(module)].append(path if path in listed else None)
     before: dict[type[Any], Any] = {kind: kind.__init__ for kind in paths}
     try:
         for kind, own in paths.items():
@@ -36,7 +37,7 @@ def drawn_blocks(network: nn.Module, blocks: Sequence[str], made: Callable[[str,
             setattr(kind, "__init__", init)  # noqa: B010
 
 
-def _counted(kind: type[Any], paths: Iterator[str], made: Callable[[str, nn.Module], None]) -> Any:
+def _counted(kind: type[Any], paths: Iterator[str | None], made: Callable[[str, nn.Module], None]) -> Any:
     init: Any = kind.__init__
 
     def build(self: nn.Module, *args: Any, **kwargs: Any) -> None:

@@ -105,7 +105,7 @@ def check(command: str) -> None:
             [word for word in settings if word != "RUN_FOLDER"]
         )
     elif verb == "eval" and arguments.what != "selectors":  # takes folders of runs only
-        of_runs = ("sae", "labels", "granularity", "lifetimes", "latents", "steering", "clusters")
+        of_runs = ("sae", "labels", "granularity", "lifetimes", "latents", "steering", "clusters", "joint")
         name = "run" if arguments.what in of_runs else "model"
         experiment, settings = split_experiment(None, settings)
         defaults = {

@@ -141,7 +141,7 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
     """
     require_parts(checkpoint, PART, ("vae", "text_encoder"), trained=options.random_seed is None)
     lumina: Any = load_denoiser(checkpoint, spec, needed, options, part=PART)
-    rope = lumina.rope_embedder  # its tables are no buffers: those of the description hold no numbers
+    rope = lumina.rope_embedder  # tables outside its buffers are empty after a load
     rope.freqs_cis = rope._precompute_freqs_cis(rope.axes_dim, rope.axes_lens, rope.theta)
     vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     text = load_gemma2(checkpoint.part("vae").parent, dtype=options.dtype, length=_LENGTH)
