@@ -11,7 +11,19 @@ from torch import Tensor, nn
 
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import (
-    auraflow, dit, flux, flux2, hunyuandit, lumina2, pixart, qwen_image, sana, sd3, sd_unet, sit, unet2d,
+    auraflow,
+    dit,
+    flux,
+    flux2,
+    hunyuandit,
+    lumina2,
+    pixart,
+    qwen_image,
+    sana,
+    sd3,
+    sd_unet,
+    sit,
+    unet2d,
 )  # fmt: skip
 from diffprobe.backbones.offload import BlockOffload, empty, held_bytes, move, offload_of
 from diffprobe.backbones.taps import list_taps
