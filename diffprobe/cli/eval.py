@@ -5,6 +5,8 @@ changes inside it cause: the reconstruction of an SAE, single latents ablated, o
 
 import argparse
 from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,11 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print the metrics. Returns 1 if a gate is missed, else 0."""
-    verbs = {
+    verbs: dict[str, Callable[[argparse.Namespace], int]] = {
         "backbone": _run_backbone, "sae": _run_sae, "labels": _run_labels,
         "granularity": _run_granularity, "lifetimes": _run_lifetimes, "latents": _run_latents, "use": _run_use,
-        "generations": _run_generations, "rates": _run_rates, "long-tail": _run_long_tail,
-        "clusters": _run_clusters, "joint": _run_joint, "directions": _run_directions,
+        "generations": _run_generations, "rates": _run_rates, "directions": _run_directions,
+        "long-tail": partial(_run_of_run, default="scenes/long_tail/evaluate", kind="evaluate_long_tail"),
+        "clusters": partial(_run_of_run, default="scenes/clusters", kind="evaluate_clusters"),
+        "joint": partial(_run_of_run, default="scenes/diffdis_joint/evaluate", kind="evaluate_joint"),
         "steering": _run_steering, "selectors": _run_selectors, "correspondence": _run_correspondence,
         "segmentation": _run_segmentation, "depth": _run_depth, "concepts": _run_concepts,
     }  # fmt: skip
@@ -297,33 +301,13 @@ def _run_steering(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run_long_tail(args: argparse.Namespace) -> int:
-    config = _load(args, f"run={_text(args.run_folder)}", "scenes/long_tail/evaluate", "evaluate_long_tail")
+def _run_of_run(args: argparse.Namespace, *, default: str, kind: str) -> int:
+    """Evaluate a finished run by the function `kind` of the file of its name, and print its metrics."""
+    config = _load(args, f"run={_text(args.run_folder)}", default, kind)
     if args.check:
         return _valid()
-    from diffprobe.evaluation.long_tail import evaluate_long_tail
-
-    _print(evaluate_long_tail(config))
-    return 0
-
-
-def _run_clusters(args: argparse.Namespace) -> int:
-    config = _load(args, f"run={_text(args.run_folder)}", "scenes/clusters", "evaluate_clusters")
-    if args.check:
-        return _valid()
-    from diffprobe.evaluation.clusters import evaluate_clusters
-
-    _print(evaluate_clusters(config))
-    return 0
-
-
-def _run_joint(args: argparse.Namespace) -> int:
-    config = _load(args, f"run={_text(args.run_folder)}", "scenes/diffdis_joint/evaluate", "evaluate_joint")
-    if args.check:
-        return _valid()
-    from diffprobe.evaluation.joint import evaluate_joint
-
-    _print(evaluate_joint(config))
+    module = import_module(f"diffprobe.evaluation.{kind.removeprefix('evaluate_')}")
+    _print(getattr(module, kind)(config))
     return 0
 
 

@@ -110,7 +110,7 @@ def test_the_loss_is_that_of_plain_formulas(made: tuple[Any, ImageTableData]) ->
     expected = plain_info_nce(found, queries, captions, 1 / SMALL.temperature)
     assert float(module.alignment_loss(clean, captions, seeds)) == pytest.approx(expected, rel=1e-3)
     mixed = plain_info_nce(found, queries, [str(row) for row in range(5)], 1 / SMALL.temperature)
-    assert abs(mixed - expected) > 1e-2  # that equal captions are no negatives shows
+    assert abs(mixed - expected) > 1e-2  # shows that equal captions are left out as negatives
 
 
 def test_two_captions_and_right_predictions_have_the_loss_by_hand(
