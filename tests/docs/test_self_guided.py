@@ -76,7 +76,7 @@ def test_the_script_runs_at_tiny_size_and_a_second_call_trains_nothing(
     from diffprobe.shards.datasets import scenes
     from diffprobe.shards.scenes.world import load_world
 
-    scenes.build(tmp_path / "scenes", n=600, seed=0)
+    scenes.build(tmp_path / "scenes", n=1600, seed=0)  # at least 20 images of each role
     SceneReader(load_world(), resolution=32).save(tmp_path / "reader")
     torch.manual_seed(0)
     vae: Any = AutoencoderKL(
@@ -90,7 +90,7 @@ def test_the_script_runs_at_tiny_size_and_a_second_call_trains_nothing(
         "--clusters", f"data.path={tmp_path / 'scenes'}", "--clusters", "data.limit=100",
         *(word for setting in images for word in ("--images", setting)),
         "--", f"autoencoder={tmp_path / 'vae'}", f"data.path={tmp_path / 'scenes'}", "data.batch_size=8",
-        "data.limit=200", "trainer.max_steps=3", "trainer.enable_progress_bar=false", "warmup_steps=1",
+        "data.limit=1000", "trainer.max_steps=3", "trainer.enable_progress_bar=false", "warmup_steps=1",
         "trainer.precision=32-true", "logger=none",
         "model={channels: [8, 16], cross_attention: [true, false], heads: 2, norm_groups: 4, text_width: 16, "
         "text_layers: 1, text_heads: 2, vocab_size: 540, max_tokens: 8}",
