@@ -45,9 +45,9 @@ slow: setup
 	$(PYTEST) -n $(JOBS) --dist loadfile -m slow $(TESTS) \
 	  --ignore tests/docs/test_notebooks.py --ignore tests/house/test_wheel.py --ignore tests/slurm
 
-# The part of the slow tests with hostile files, kills, signals and full disks: about a quarter of an hour.
+# Hostile files, kills, signals and full disks, with all cases; `make slow` has one in four of many alike.
 attacks: setup
-	$(PYTEST) -n $(JOBS) --dist loadfile -m slow tests/hostile tests/faults
+	DIFFPROBE_ATTACKS=all $(PYTEST) -n $(JOBS) --dist loadfile -m slow tests/hostile tests/faults
 
 # In one process: the jobs need the cores.
 slurm: setup

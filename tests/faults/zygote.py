@@ -9,6 +9,7 @@ it ends. A fault lets the command end itself at a point that no polling from out
 """
 
 import fnmatch
+import gc
 import glob
 import json
 import os
@@ -30,6 +31,7 @@ def serve() -> None:
     """Answer lines until the input ends."""
     for line in sys.stdin:
         asked = json.loads(line)
+        gc.freeze()  # a collection in a child would write to, and so copy, every page of the libraries
         pid = os.fork()
         if pid == 0:
             _run(asked)

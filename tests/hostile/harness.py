@@ -6,6 +6,8 @@ their arguments have to be JSON.
 """
 
 import atexit
+import gc
+import importlib
 import io
 import json
 import os
@@ -15,6 +17,7 @@ import resource
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import traceback
@@ -33,6 +36,8 @@ SECONDS = 60.0
 """Wall time after which an attempt is killed."""
 REFUSED, RAW, KILLED = 2, 70, 137
 """Exit statuses: a DiffprobeError (as on the command line), any other exception, the limit of time."""
+INSTALLED = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), str(ROOT / "diffprobe"))
+"""Folders whose modules a server may import after an attempt has: none that an attempt can write to."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,13 @@ def _ask(request: dict[str, Any], seconds: float, memory_mb: int, cwd: Path | st
     assert server.stdin is not None and server.stdout is not None
     with tempfile.TemporaryDirectory() as folder:
         files = {name: str(Path(folder) / name) for name in ("stdout", "stderr")}
-        request |= {**files, "seconds": seconds, "memory_mb": memory_mb, "cwd": str(cwd)}
+        request |= {
+            **files,
+            "modules": str(Path(folder) / "modules"),
+            "seconds": seconds,
+            "memory_mb": memory_mb,
+            "cwd": str(cwd),
+        }
         request["environment"] = dict(os.environ)  # as a test may have changed it
         server.stdin.write(json.dumps(request).encode() + b"\n")
         server.stdin.flush()
@@ -198,11 +209,13 @@ def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     _preload()
     for line in requests:
         request = json.loads(line)
+        gc.freeze()  # a collection in a child would write to, and so copy, every page of the libraries
         started = time.monotonic()
         child = os.fork()
         if child == 0:
             _run(request)  # ends the process
         status, peak = _wait(child, started + request["seconds"])
+        _import_what_it_did(request)
         answer = {"status": status, "peak_mb": peak, "seconds": time.monotonic() - started}
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
@@ -235,6 +248,24 @@ def _preload() -> None:
         model(torch.zeros(1, 3, 32, 32), keys=["a"])
 
 
+def _import_what_it_did(request: dict[str, Any]) -> None:
+    """Import modules of installed packages that the child imported, so that the next child has them already."""
+    file = Path(request["modules"])
+    for name in file.read_text("utf-8").split() if file.exists() else []:
+        try:
+            importlib.import_module(name)
+        except Exception:  # such as what may be imported in an order of its own alone
+            continue
+
+
+def _new_modules(before: set[str]) -> Iterator[str]:
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if name not in before and getattr(getattr(module, "__spec__", None), "name", None) == name:
+            if file.startswith(INSTALLED):
+                yield name
+
+
 def _wait(child: int, deadline: float) -> tuple[int, float]:
     """Return the exit status and the peak of resident memory in MB; kill the process group after the deadline."""
     killed = False
@@ -256,6 +287,7 @@ def _wait(child: int, deadline: float) -> tuple[int, float]:
 
 def _run(request: dict[str, Any]) -> None:
     status = RAW
+    before = set(sys.modules)
     try:
         os.setsid()
         for number, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
@@ -275,6 +307,7 @@ def _run(request: dict[str, Any]) -> None:
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+        Path(request["modules"]).write_text("\n".join(_new_modules(before)), "utf-8")
         os._exit(status)
 
 

