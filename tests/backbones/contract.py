@@ -30,7 +30,11 @@ from tests.backbones.plans import plan_for
 RESOLUTION = 32
 PROMPTS = ["Red cat", "a photo of the moon"]
 CLASSES = [3, 0]
-NO_PIPELINE = {"pixels": "the raw pixels have no pipeline", "sit": "research checkpoints have no pipeline"}
+NO_PIPELINE = {
+    "pixels": "the raw pixels have no pipeline",
+    "sit": "research checkpoints have no pipeline",
+    "edm2": "research checkpoints have no pipeline",
+}
 UNGUIDED = {
     "dit": "its pipeline's null class is 1000, which the tiny transformer does not have",
     "lumina2": "its pipeline runs the empty text in a pass of its own",
