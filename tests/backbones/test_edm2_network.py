@@ -1,6 +1,7 @@
 """The network of EDM2 against a plain computation from its tensors, written out here."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -105,6 +106,10 @@ def plain(w: dict[str, Tensor], x: Tensor, noise: Tensor, labels: Tensor | None)
     return {**maps, "": layer(x, "out_conv", w["out_gain"])}
 
 
+def keeping(found: dict[str, Tensor], path: str) -> Callable[..., None]:
+    return lambda module, args, output: found.__setitem__(path, output)
+
+
 @pytest.mark.parametrize("label_dim", [5, 0])
 @torch.no_grad()
 def test_it_is_a_plain_computation_from_its_tensors(label_dim: int) -> None:
@@ -113,7 +118,7 @@ def test_it_is_a_plain_computation_from_its_tensors(label_dim: int) -> None:
     noise, labels = torch.tensor([-1.5, 0.1, 1.1]), torch.tensor([4, 0, 3]) if label_dim else None
     found: dict[str, Tensor] = {}
     for path in [*BLOCKS, ""]:
-        network.get_submodule(path).register_forward_hook(lambda m, a, out, path=path: found.__setitem__(path, out))
+        network.get_submodule(path).register_forward_hook(keeping(found, path))
     network(x, noise, labels)
     expected = plain(dict(network.state_dict()), x, noise, labels)
     assert found.keys() == expected.keys() and found[""].shape == x.shape
