@@ -13,7 +13,6 @@ from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import (
     auraflow,
     dit,
-    edm2,
     flux,
     flux2,
     hunyuandit,
@@ -32,7 +31,7 @@ from diffprobe.backbones.taps import list_taps
 from diffprobe.core.errors import ConfigError
 
 FAMILIES = [
-    auraflow, dit, edm2, flux, flux2, hunyuandit, lumina2, pixart, qwen_image, sana, sd3, sd_unet, sit, unet2d,
+    auraflow, dit, flux, flux2, hunyuandit, lumina2, pixart, qwen_image, sana, sd3, sd_unet, sit, unet2d,
     z_image,
 ]  # fmt: skip
 KEYS = ["a", "b"]

@@ -201,7 +201,7 @@ def tiny(path: Path | str, *, seed: int = 0) -> Path:
     path = Path(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        transformer = diffusers.ZImageTransformer2DModel(
+        transformer: Any = diffusers.ZImageTransformer2DModel(
             in_channels=4,
             dim=32,
             n_layers=3,

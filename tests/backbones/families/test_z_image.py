@@ -132,8 +132,8 @@ def test_texts_are_those_of_the_pipeline_without_their_padding(tiny: Path, pipel
         expected, _ = pipeline.encode_prompt(["red cat", ""], do_classifier_free_guidance=False)
     for states, mask, text in zip(found["states"], found["mask"], expected, strict=True):
         torch.testing.assert_close(states[mask.bool()], text, atol=1e-5, rtol=0)
-    text: Any = model.backbone.components()["text_encoder"]
-    assert len(text.layers) == 2  # the last layer of three is not read
+    encoder: Any = model.backbone.components()["text_encoder"]
+    assert len(encoder.layers) == 2  # the last layer of three is not read
 
 
 def test_texts_change_features_and_other_rows_do_not(tiny: Path, images: Tensor) -> None:
