@@ -78,6 +78,8 @@ def watch_parts(
                 n_text = layout.n_text if text is None else text.shape[1]
                 part = slice(n_text, None) if layout.text_keys_first else slice(0, -n_text if n_text else None)
                 image = lambda tokens: tokens[:, part]  # noqa: E731
+        elif layout.row_texts is not None and layout.is_filled(path):
+            image = layout.row_texts.image
         elif text is not None:
             is_mixed = getattr(module, "add_k_proj", None) is not None
             is_cross = not is_mixed

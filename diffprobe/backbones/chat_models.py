@@ -116,6 +116,12 @@ def chat_width(folder: Path) -> int:
     return positive(settings, "hidden_size", 0, where=path)
 
 
+def chat_layers(folder: Path) -> int:
+    """Return the number of layers of a language model by its config. Raises: WeightsMissing, WeightsMismatch."""
+    path = folder / CONFIG
+    return _n_layers(path, _inner(path, None)[1])
+
+
 def _inner(path: Path, layers: int | None) -> tuple[str, LanguageModel]:
     """Return the class of the language model of a config, and where it is. Raises: WeightsMismatch."""
     name = read_part_config(path).get("model_type")

@@ -1,6 +1,6 @@
 """Joint attention of text and image tokens: the queries and keys that a pass compares.
 
-Families with it: SD3, FLUX, FLUX.2, AuraFlow, Qwen-Image.
+Families with it: SD3, FLUX, FLUX.2, AuraFlow, Qwen-Image, Lumina 2, Z-Image.
 
 Queries and keys are normalised, and turned by rotary embeddings, between their projections and their comparison. They
 are taken from the attention's own call of `scaled_dot_product_attention`, so that whatever happens before is included.
@@ -101,7 +101,7 @@ class _Recorder(TorchFunctionMode):
 
 def _by_rows(q: Tensor, k: Tensor, n_text: int, rows: RowTexts) -> Attended:
     """Bring queries and keys of rows with texts of their own lengths into one order: text, filling, image."""
-    keys = torch.cat([rows.text(k, n_text), rows.image(k)], dim=1)
+    keys = torch.cat([rows.text(k, n_text), rows.others(k)], dim=1)
     ends = torch.tensor(list(rows.lengths), device=k.device)
     places = torch.arange(keys.shape[1], device=k.device)
     there = (places < ends[:, None]) | (places >= n_text)

@@ -18,26 +18,35 @@ from diffprobe.core.shapes import FeatureMap
 
 @dataclass
 class RowTexts:
-    """Where the text of each row ends, in networks where the image follows a text of the row's own length.
+    """Where the text of each row is, in networks that join the image with a text of the row's own length.
 
     The backbone states it before each pass.
     """
 
     lengths: Sequence[int] = ()
-    """Number of text tokens of each row; the image's come behind them, then padding."""
+    """Number of text tokens of each row."""
     n_image: int = 0
     """Number of image tokens."""
+    start: int | None = None
+    """Token at which texts begin, behind the image and its filling; None if the image follows the text instead."""
 
     def image(self, tokens: Float[Tensor, "batch tokens ..."]) -> Float[Tensor, "batch image ..."]:
         """Return the tokens of the image."""
+        if self.start is not None:
+            return tokens[:, : self.n_image]
         return torch.stack([row[n : n + self.n_image] for row, n in zip(tokens, self.lengths, strict=True)])
 
     def text(self, tokens: Float[Tensor, "batch tokens ..."], n_text: int) -> Float[Tensor, "batch text ..."]:
         """Return the tokens of the text, filled up to `n_text` with zeros."""
         found = tokens.new_zeros(len(tokens), n_text, *tokens.shape[2:])
+        start = self.start or 0
         for i, n in enumerate(self.lengths):
-            found[i, :n] = tokens[i, :n]
+            found[i, :n] = tokens[i, start : start + n]
         return found
+
+    def others(self, tokens: Float[Tensor, "batch tokens ..."]) -> Float[Tensor, "batch others ..."]:
+        """Return the tokens of the image and its filling."""
+        return self.image(tokens) if self.start is None else tokens[:, : self.start]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +63,8 @@ class OutputLayout:
     """Number of tokens before the text, and counted with it, that are parameters of the network and no text."""
     joint: str | None = None
     """Modules that output text and image tokens in one sequence."""
+    filled: str | None = None
+    """Modules that output image tokens and their filling, whose number `row_texts` states."""
     image_second: str | None = None
     """Modules that output (text, image); all other tuples begin with the image."""
     text_only: str | None = None
@@ -78,6 +89,10 @@ class OutputLayout:
     def is_joint(self, path: str) -> bool:
         """Return whether a module works on text and image tokens in one sequence."""
         return _fits(self.joint, path)
+
+    def is_filled(self, path: str) -> bool:
+        """Return whether a module works on image tokens and their filling."""
+        return _fits(self.filled, path)
 
     def is_joint_attention(self, path: str) -> bool:
         """Return whether a module is an attention of text and image tokens to each other."""
@@ -109,6 +124,8 @@ class OutputLayout:
             output = output.transpose(1, 2)
         if _fits(self.joint, path):
             output = output[:, self.n_text :] if self.row_texts is None else self.row_texts.image(output)
+        elif self.row_texts is not None and _fits(self.filled, path):
+            output = self.row_texts.image(output)
         return self.on_grid(output)
 
     def text(self, output: Any, path: str) -> FeatureMap | None:

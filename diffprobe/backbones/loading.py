@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Family, LoadOptions
 from diffprobe.backbones.drawn_blocks import drawn_blocks
+from diffprobe.backbones.edm2_network import Edm2UNet
 from diffprobe.backbones.hooks import prune_after
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.lora import fuse
@@ -33,8 +34,10 @@ from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.foreign import naming
 from diffprobe.core.rng import derive_seed
 
-_OWN: dict[str, Any] = {"SiT": SiT}
+_OWN: dict[str, Any] = {"SiT": SiT, "Edm2UNet": Edm2UNet}
 """Networks of research code, which diffusers does not have."""
+_DIFFUSERS = {"AutoencoderKLEdm2": "AutoencoderKL"}
+"""Classes of ours that are a network of diffusers, used in another way."""
 
 
 def make_network(kind: str, config: Mapping[str, Any], device: torch.device, *, where: Path | str) -> Any:
@@ -49,7 +52,7 @@ def make_network(kind: str, config: Mapping[str, Any], device: torch.device, *, 
 
     settings = network_settings(config)
     with naming(where, f"a configuration of {kind}"), bounded(settings, where), device, quiet_libraries():
-        return (_OWN.get(kind) or getattr(diffusers, kind)).from_config(settings).eval()
+        return (_OWN.get(kind) or getattr(diffusers, _DIFFUSERS.get(kind, kind))).from_config(settings).eval()
 
 
 def load_network(kind: str, folder: Path, *, dtype: torch.dtype = torch.float32, **changes: object) -> Any:

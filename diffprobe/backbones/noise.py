@@ -212,6 +212,26 @@ def flow_schedule(n: int) -> NoiseSchedule:
     return NoiseSchedule(signal=(1 - s).float(), noise=s.float(), digest=digest_json({"flow": n}))
 
 
+def edm_sigmas(n: int, *, least: float = 0.002, most: float = 80.0, rho: float = 7.0) -> Float[Tensor, " timesteps"]:
+    """Return the noise levels of EDM on a grid of `n`, rising, float64 (Karras et al., 2206.00364, equation 5)."""
+    share = torch.arange(n, dtype=torch.float64) / (n - 1)
+    found: Tensor = (least ** (1 / rho) + share * (most ** (1 / rho) - least ** (1 / rho))) ** rho
+    return found
+
+
+def edm_schedule(n: int, sigma_data: float) -> NoiseSchedule:
+    """Make the process of EDM for samples of unit variance, scaled to unit variance at every timestep.
+
+    EDM adds sigma n to data of the deviation `sigma_data` and gives its network c_in = 1 / sqrt(sigma^2 + sigma_data^2)
+    times that (2206.00364, table 1): signal = sigma_data c_in, noise = sigma c_in. With them the target of the network,
+    (data - c_skip x) / c_out, is minus v.
+    """
+    sigmas = edm_sigmas(n)
+    scale = (sigmas**2 + sigma_data**2).rsqrt()
+    digest = digest_json({"edm": [n, sigma_data]})
+    return NoiseSchedule(signal=(sigma_data * scale).float(), noise=(sigmas * scale).float(), digest=digest)
+
+
 def clean_schedule(n: int = 1) -> NoiseSchedule:
     """Make the schedule of a backbone with clean input: nothing is noised, timesteps only condition the denoiser."""
     return NoiseSchedule(signal=torch.ones(n), noise=torch.zeros(n), digest=digest_json("clean"))

@@ -29,6 +29,7 @@ _UNUSED = {
     "AutoencoderDC": ("decoder",),
     "AutoencoderKLFlux2": ("decoder", "post_quant_conv"),
     "AutoencoderKLQwenImage": ("decoder", "post_quant_conv"),
+    "AutoencoderKLEdm2": ("decoder", "post_quant_conv"),
 }
 """Parts of an autoencoder that encoding does not run, by its class in diffusers."""
 _ENCODING = ("encoder", "quant_conv", "bn")
@@ -39,6 +40,7 @@ _CHANNELS = {
     "AutoencoderDC": ("latent_channels", 32),
     "AutoencoderKLFlux2": ("latent_channels", 32),
     "AutoencoderKLQwenImage": ("z_dim", 16),
+    "AutoencoderKLEdm2": ("latent_channels", 4),
 }
 """Key of the latent channels in the config of each class, and their number if the config states none."""
 _LEVELS = {
@@ -47,8 +49,11 @@ _LEVELS = {
     "AutoencoderDC": ("encoder_block_out_channels", 6),
     "AutoencoderKLFlux2": ("block_out_channels", 4),
     "AutoencoderKLQwenImage": ("dim_mult", 4),
+    "AutoencoderKLEdm2": ("block_out_channels", 1),
 }
 """Key of the levels in the config of each class, and their number if the config states none."""
+EDM2_MEAN, EDM2_STD = (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)
+"""Statistics by channel of the latents that EDM2 was trained on (`training/encoders.py` of its code)."""
 _MAX_LEVELS = 12
 """Levels of an autoencoder, each of which halves a side; published ones have at most six."""
 
@@ -119,6 +124,24 @@ class QwenEncoder(VaeEncoder):
         return (mode - mean) / std
 
 
+class Edm2Encoder(VaeEncoder):
+    """Frozen encoder of the AutoencoderKL of Stable Diffusion as EDM2 uses it: images in [0, 1], latents by channel.
+
+    The class is named `AutoencoderKLEdm2` in its config.
+    """
+
+    def _encode(self, x: Tensor) -> Tensor:
+        mean, std = _edm2_statistics(x.device)
+        return (self.vae.encode((x + 1) / 2).latent_dist.mode().float() - mean) / std
+
+
+def _edm2_statistics(
+    device: torch.device,
+) -> tuple[Float[Tensor, "1 channels 1 1"], Float[Tensor, "1 channels 1 1"]]:
+    mean, std = (torch.tensor(values, device=device).reshape(1, -1, 1, 1) for values in (EDM2_MEAN, EDM2_STD))
+    return mean, std
+
+
 def _batch_norm(vae: Any) -> tuple[Float[Tensor, "1 channels 1 1"], Float[Tensor, "1 channels 1 1"]]:
     mean, variance = (x.float().reshape(1, -1, 1, 1) for x in (vae.bn.running_mean, vae.bn.running_var))
     return mean, (variance + vae.config.batch_norm_eps).sqrt()
@@ -185,13 +208,29 @@ class QwenDecoder(VaeDecoder):
         return found
 
 
+class Edm2Decoder(VaeDecoder):
+    """Frozen decoder of the autoencoder of EDM2; see `Edm2Encoder`."""
+
+    def _unscale(self, latents: Tensor) -> Tensor:
+        mean, std = _edm2_statistics(latents.device)
+        return latents * std + mean
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return super()._decode(z) * 2 - 1
+
+
 _ENCODERS: dict[str, type[VaeEncoder]] = {
     "AutoencoderDC": DcEncoder,
     "AutoencoderKLFlux2": Flux2Encoder,
     "AutoencoderKLQwenImage": QwenEncoder,
+    "AutoencoderKLEdm2": Edm2Encoder,
 }
 """Encoders by the class of the autoencoder; all others are an AutoencoderKL."""
-_DECODERS: dict[str, type[VaeDecoder]] = {"AutoencoderKLFlux2": Flux2Decoder, "AutoencoderKLQwenImage": QwenDecoder}
+_DECODERS: dict[str, type[VaeDecoder]] = {
+    "AutoencoderKLFlux2": Flux2Decoder,
+    "AutoencoderKLQwenImage": QwenDecoder,
+    "AutoencoderKLEdm2": Edm2Decoder,
+}
 
 
 def check_side(side: int, name: str) -> None:

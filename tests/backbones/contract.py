@@ -30,13 +30,17 @@ from tests.backbones.plans import plan_for
 RESOLUTION = 32
 PROMPTS = ["Red cat", "a photo of the moon"]
 CLASSES = [3, 0]
-NO_PIPELINE = {"pixels": "the raw pixels have no pipeline", "sit": "research checkpoints have no pipeline"}
+NO_PIPELINE = {
+    "pixels": "the raw pixels have no pipeline",
+    "sit": "research checkpoints have no pipeline",
+    "edm2": "research checkpoints have no pipeline",
+}
 UNGUIDED = {
     "dit": "its pipeline's null class is 1000, which the tiny transformer does not have",
     "lumina2": "its pipeline runs the empty text in a pass of its own",
 }
-GUIDANCE = {"flux2": 4.0}
-"""Guidance scale of pipelines whose default is another one than 3.5."""
+GUIDANCE = {"flux2": 4.0, "z_image": 0.0}
+"""Guidance scale of pipelines that are run at another one than 3.5; Z-Image's second pass has the texts first."""
 SIDES = (33, 34, 40, 256)
 """Image sides at which a family either works or raises one of our errors."""
 _KINDS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
@@ -148,7 +152,9 @@ def run_pipeline(path: str, name: str, conditions: tuple[str, ...]) -> Reference
     )
     guided = rows == 2 * len(plain)
 
-    def latent(x: Tensor) -> Tensor:
+    def latent(x: Any) -> Tensor:
+        if isinstance(x, list):  # Z-Image: one frame of each image
+            return torch.stack(x)[:, :, 0]
         if x.ndim != 3:
             return x
         if not hasattr(pipeline, "_unpack_latents"):  # FLUX.2: one latent place is a token
@@ -173,7 +179,7 @@ def _arguments(pipeline: Any, name: str) -> dict[str, Any]:
     """Choose the arguments that a pipeline's call has."""
     zeros = torch.zeros(len(PROMPTS), getattr(getattr(pipeline, "unet", pipeline).config, "encoder_hid_dim", None) or 1)
     known = {
-        "prompt": PROMPTS,
+        "prompt": list(PROMPTS),  # Z-Image writes into it
         "class_labels": CLASSES,
         "image_embeds": zeros,
         "negative_image_embeds": zeros,
@@ -308,14 +314,12 @@ def plain_maps(network: nn.Module, step: Step, side: int) -> tuple[dict[str, Ten
     """
     first = _outputs(network, step.given)
     name = next(iter(step.given))
-    second = _outputs(network, {**step.given, name: step.given[name].flip(-1) + 0.1})
+    second = _outputs(network, {**step.given, name: tree_map(lambda x: x.flip(-1) + 0.1, step.given[name])})
     text = step.given.get("encoder_hidden_states")
     n_text = text.shape[1] if isinstance(text, Tensor) else 0
     if isinstance(registers := getattr(network, "register_tokens", None), Tensor):  # AuraFlow: before the text
         n_text += registers.shape[1]
-    lengths = None
-    if hasattr(network, "context_refiner"):  # Lumina 2: the image follows a text of each row's own length
-        lengths = step.given["encoder_attention_mask"].sum(1).tolist()
+    rows = _rows(network, step.given)
     assert n_text not in _places(side), f"{n_text} text tokens could be taken for image tokens"
     maps: dict[str, Tensor] = {}
     text_only: list[str] = []
@@ -323,15 +327,31 @@ def plain_maps(network: nn.Module, step: Step, side: int) -> tuple[dict[str, Ten
         wide = [(a, b) for a, b in zip(runs[0], second[path][0], strict=True) if a.ndim in (3, 4)]
         of_image = [a for a, b in wide if not torch.equal(a, b) and n_text not in a.shape[1 : a.ndim - 1]]
         found = [
-            x
-            for a in of_image
-            if (x := _as_map(network.get_submodule(path), path, a, side, n_text, lengths)) is not None
+            x for a in of_image if (x := _as_map(network.get_submodule(path), path, a, side, n_text, rows)) is not None
         ]
         if found and len(runs) == 1:
             maps[path] = found[0]
         elif wide and not of_image:
             text_only.append(path)
     return maps, text_only
+
+
+@dataclass
+class Rows:
+    """Where images are in a sequence with texts of different lengths: the longest text, the image's start by row."""
+
+    longest: int
+    starts: list[int]
+
+
+def _rows(network: nn.Module, given: Mapping[str, Any]) -> Rows | None:
+    """Find it by the pass of a network."""
+    if isinstance(texts := given.get("cap_feats"), list):  # Z-Image: the image is first, texts are filled up
+        return Rows(max(len(text) + -len(text) % 32 for text in texts), [0] * len(texts))
+    if hasattr(network, "context_refiner"):  # Lumina 2: the image follows a text of each row's own length
+        lengths = given["encoder_attention_mask"].sum(1).tolist()
+        return Rows(max(lengths), lengths)
+    return None
 
 
 @torch.no_grad()
@@ -358,14 +378,12 @@ def _places(side: int) -> dict[int, int]:
     return {(side >> level) ** 2: side >> level for level in range(side.bit_length())}
 
 
-def _as_map(
-    module: nn.Module, path: str, x: Tensor, side: int, n_text: int, lengths: list[int] | None
-) -> Tensor | None:
+def _as_map(module: nn.Module, path: str, x: Tensor, side: int, n_text: int, rows: Rows | None) -> Tensor | None:
     """Lay an output of the image out as [batch, channels, height, width], by sizes alone."""
     places = _places(side)
-    if lengths is not None and x.ndim in (3, 4) and x.shape[1] - max(lengths) in places:
-        n_image = x.shape[1] - max(lengths)
-        x = torch.stack([row[n : n + n_image] for row, n in zip(x, lengths, strict=True)])
+    if rows is not None and x.ndim in (3, 4) and x.shape[1] - rows.longest in places:
+        n_image = x.shape[1] - rows.longest
+        x = torch.stack([row[n : n + n_image] for row, n in zip(x, rows.starts, strict=True)])
     if x.ndim == 4 and path.rpartition(".")[2] in ("norm_q", "norm_k"):  # heads
         axis = next(axis for axis in (1, 2) if x.shape[axis] in places or x.shape[axis] - n_text in places)
         x = x.movedim(axis, 1).flatten(2)

@@ -7,6 +7,7 @@ import torch
 
 from diffprobe.backbones.chat_models import (
     ChatEncoder,
+    chat_layers,
     chat_width,
     digest_chat_tokenizer,
     is_chat_model,
@@ -74,7 +75,7 @@ def test_the_base_of_rotary_embeddings_is_read_from_older_configs(folder: Path, 
 
 def test_the_width_and_the_weights_are_known_without_reading_them(folder: Path) -> None:
     part = folder / "text_encoder"
-    assert is_chat_model(part) and chat_width(part) == 16
+    assert is_chat_model(part) and chat_width(part) == 16 and chat_layers(part) == 31
     network = match_chat_model(part)
     assert len(network.layers) == 31 and all(p.is_meta for p in network.parameters())
 

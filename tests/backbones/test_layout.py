@@ -71,6 +71,20 @@ def test_the_image_follows_a_text_of_the_rows_own_length() -> None:
     assert torch.equal(words[1, :, :2, 0].T, text[1, :2]) and not words[1, :, 2:].any()
 
 
+def test_the_text_of_a_row_begins_behind_the_image_and_its_filling() -> None:
+    texts = RowTexts(lengths=[7, 2], n_image=16, start=20)
+    layout = OutputLayout(size=(8, 8), n_text=9, row_texts=texts, joint="layer", filled="refiner")
+    tokens = torch.randn(2, 27, 5)
+    expected = tokens[:, :16].transpose(1, 2).reshape(2, 5, 4, 4)
+    for found in (layout.image(tokens, "layer"), layout.image(tokens[:, :20], "refiner")):
+        assert found is not None and torch.equal(found, expected)
+    words = layout.text(tokens, "layer")
+    assert words is not None and words.shape == (2, 5, 9, 1) and layout.text(tokens, "refiner") is None
+    assert torch.equal(words[1, :, :2, 0].T, tokens[1, 20:22]) and not words[1, :, 2:].any()
+    assert torch.equal(texts.others(tokens), tokens[:, :20])
+    assert layout.is_filled("refiner") and not layout.is_filled("layer")
+
+
 def test_a_cross_attention_may_be_read_where_it_compares() -> None:
     layout = OutputLayout(size=(8, 8), cross_attention=r"blocks\.\d+\.attn2")
     assert layout.is_cross_attention("blocks.3.attn2") and not layout.is_cross_attention("blocks.3.attn1")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
-from diffprobe.backbones.noise import clean_schedule, load_schedule, make_schedule
+from diffprobe.backbones.noise import clean_schedule, edm_schedule, edm_sigmas, load_schedule, make_schedule
 from diffprobe.core.errors import BadTimestep, WeightsMismatch, WeightsMissing
 
 SAMPLERS = sorted(  # those that the pipelines of epsilon and v models take
@@ -89,6 +89,20 @@ def test_a_flow_runs_straight_from_image_to_noise(config: dict) -> None:
     found = schedule.add(x, noise, torch.tensor([0, 250, 1000]))
     torch.testing.assert_close(found, torch.stack([x[0], 0.75 * x[1] + 0.25 * noise[1], noise[2]]))
     assert schedule.n_timesteps == 1001 and schedule.sigma(500) == 1
+
+
+def test_the_process_of_edm_has_its_noise_levels_and_unit_variance() -> None:
+    """The grid of 18 steps is that of EDM's sampler (2206.00364, equation 5), as diffusers has it too, in reverse."""
+    from diffusers import EDMEulerScheduler
+
+    sampler = EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, rho=7.0)
+    sampler.set_timesteps(18)
+    expected = sampler.sigmas[:18].double().flip(0)
+    torch.testing.assert_close(edm_sigmas(18), expected, atol=0, rtol=1e-5)
+    schedule = edm_schedule(18, 0.5)
+    torch.testing.assert_close(schedule.signal**2 + schedule.noise**2, torch.ones(18))
+    torch.testing.assert_close(torch.tensor([schedule.sigma(t) for t in range(18)]), (expected / 0.5).float())
+    assert schedule.n_timesteps == 18 and schedule.digest != edm_schedule(18, 1.0).digest
 
 
 def test_a_timestep_is_found_by_its_ratio_of_signal_to_noise() -> None:

@@ -24,6 +24,7 @@ from diffprobe.backbones.families import (
     sd_unet,
     sit,
     unet2d,
+    z_image,
 )  # fmt: skip
 from diffprobe.backbones.offload import BlockOffload, empty, held_bytes, move, offload_of
 from diffprobe.backbones.taps import list_taps
@@ -31,6 +32,7 @@ from diffprobe.core.errors import ConfigError
 
 FAMILIES = [
     auraflow, dit, flux, flux2, hunyuandit, lumina2, pixart, qwen_image, sana, sd3, sd_unet, sit, unet2d,
+    z_image,
 ]  # fmt: skip
 KEYS = ["a", "b"]
 

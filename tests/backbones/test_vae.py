@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from diffprobe.backbones.testing.tiny_transformer import tiny_dc, tiny_flux2_vae, tiny_qwen_vae, tiny_vae
-from diffprobe.backbones.vae import VaeDecoder, latent_geometry, load_movq_encoder, load_vae_encoder
+from diffprobe.backbones.vae import (
+    EDM2_MEAN,
+    EDM2_STD,
+    VaeDecoder,
+    latent_geometry,
+    load_movq_encoder,
+    load_vae_encoder,
+    match_encoder,
+)
 from diffprobe.core.errors import WeightsMismatch
 
 
@@ -84,6 +92,24 @@ def test_latents_of_qwen_image_are_normalised_by_channel_and_are_taken_back(imag
     assert not [name for name in encoder.vae.state_dict() if "decoder" in name or "post_quant" in name]
     back = (whole.decode(mode).sample[:, :, 0] / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(VaeDecoder.from_folder(tmp_path)(found), back, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_edm2_encodes_images_in_0_to_1_and_normalises_by_channel(images: Tensor, tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        whole = tiny_vae(32).eval()
+    whole.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"_class_name": "AutoencoderKLEdm2"}))
+    assert latent_geometry(tmp_path, "AutoencoderKLEdm2") == (4, 2)
+    mode = whole.encode(images).latent_dist.mode()
+    mean, std = (torch.tensor(x)[:, None, None] for x in (EDM2_MEAN, EDM2_STD))
+    found = load_vae_encoder(tmp_path, dtype=torch.float32)(images)
+    torch.testing.assert_close(found, (mode - mean) / std, atol=1e-5, rtol=1e-5)
+    back = whole.decode(mode).sample.clamp(0, 1)
+    torch.testing.assert_close(VaeDecoder.from_folder(tmp_path)(found), back, atol=1e-4, rtol=0)
+    assert match_encoder(tmp_path).encoder is not None
 
 
 @pytest.mark.parametrize("changes", [{"latents_mean": [0.0] * 3}, {"latents_std": [1.0, 0.0, 1.0, 1.0]}])

@@ -65,17 +65,18 @@ def _sizes(width: int, n_tokens: int, layers: int) -> dict[str, Any]:
     }
 
 
-def tiny_qwen3(*, width: int) -> tuple[Any, Any]:
-    """Make a Qwen tokenizer of bytes and a few words, and draw a Qwen 3 with as many layers as pipelines read.
+def tiny_qwen3(*, width: int, layers: int = _LAYERS) -> tuple[Any, Any]:
+    """Make a Qwen tokenizer of bytes and a few words, and draw a Qwen 3.
 
     Args:
         width: of the states.
+        layers: number of its layers; by default as many as FLUX.2 reads.
     Returns: tokenizer and model.
     """
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     words = _qwen_tokenizer(_QWEN_TEMPLATE)
-    config = Qwen3Config(**_sizes(width, len(words), _LAYERS), head_dim=width // 2, tie_word_embeddings=True)
+    config = Qwen3Config(**_sizes(width, len(words), layers), head_dim=width // 2, tie_word_embeddings=True)
     return words, Qwen3ForCausalLM(config)
 
 
