@@ -23,6 +23,7 @@ from diffprobe.backbones.parts import part_of
 from diffprobe.backbones.pool import check_size, pooled_width
 from diffprobe.backbones.prompts import Branch, make_branches
 from diffprobe.backbones.taps import TapInfo, resolve, tap_infos, trace_spec
+from diffprobe.config.massive import MassiveConfig
 from diffprobe.config.parse import parse
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.config.views import ViewsConfig
@@ -179,6 +180,7 @@ def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
     paths = resolve(features.taps, list(infos.values()), spec)
     for path in paths:
         check_size(features.pool, path, infos[path].size)
+    _check_massive(backbone, features.massive, spec, [infos[path] for path in paths])
     needed = traced.needed(paths)
     if checkpoint.lora is not None:
         texts = [part for part in part_names(checkpoint.index) if part.startswith("text_encoder")]
@@ -206,6 +208,21 @@ def _check_views(backbone: BackboneConfig, views: ViewsConfig, spec: BackboneSpe
     if views.padding >= spec.resolution:
         raise ConfigError(
             f"features.views.padding={views.padding} is not smaller than the images of {spec.resolution} px."
+        )
+
+
+def _check_massive(backbone: BackboneConfig, massive: MassiveConfig, spec: BackboneSpec, taps: list[TapInfo]) -> None:
+    """Refuse a treatment of massive channels where there is no channel of features. Raises: ConfigError."""
+    if not massive.active:
+        return
+    asked = f"features.massive.treatment={massive.treatment}"
+    if backbone.part != "denoiser" or spec.family == "pixels":
+        raise ConfigError(f"{asked} belongs to taps of a denoiser.", fix="remove it")
+    attention = [tap.path for tap in taps if tap.form == "attention"]
+    if attention:
+        raise ConfigError(
+            f"{asked}: the channels of {', '.join(attention)} are text tokens.",
+            fix="read attention maps without features.massive",
         )
 
 

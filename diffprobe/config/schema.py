@@ -6,6 +6,7 @@ Validated by `parse.py`. A probe's own keys (`probe.params`) are validated by th
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from diffprobe.config.massive import MassiveConfig
 from diffprobe.config.parse import UNRECORDED
 from diffprobe.config.validators import a_device, at_least
 from diffprobe.config.views import ViewsConfig
@@ -229,6 +230,8 @@ class FeaturesConfig:
     """Compare the checksum of each file of a store when a split is opened, once per process."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
     """Random views of the training images."""
+    massive: MassiveConfig = field(default_factory=MassiveConfig)
+    """Massive channels: kept, set to 0 or clipped."""
 
     def __post_init__(self) -> None:
         if self.source == "live" and self.views.use == "all":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from diffprobe.config.massive import MassiveConfig
 from diffprobe.config.parse import parse, record_tree, to_tree
 from diffprobe.config.schema import RunConfig
 from diffprobe.config.views import ViewsConfig
@@ -21,8 +22,10 @@ _ADDED_KEYS: dict[str, dict[str, object]] = {
     "backbone": {"lora": None, "single_file_config": None, "part": "denoiser"},
     "data": {"val_fraction": None, "val_group": None},
     "probe": {"grid": {}, "batched": False, "metrics": []},
-    "features": {"placement": "auto", "shuffle": "samples", "views": to_tree(ViewsConfig())},
-}
+    "features": {
+        "placement": "auto", "shuffle": "samples", "views": to_tree(ViewsConfig()), "massive": to_tree(MassiveConfig()),
+    },
+}  # fmt: skip
 """Keys that later versions added, with their defaults; at its default a key is left out of the digest."""
 
 
