@@ -84,6 +84,7 @@ class DiffusionFeatures:
         channels_last: bool = True,
         compile: bool | str = False,
         offload: str = "none",
+        quantize: str = "none",
     ) -> Self:
         """Load a checkpoint, pruned after the deepest tap. All settings are checked before any weights are read.
 
@@ -124,6 +125,7 @@ class DiffusionFeatures:
             compile: compile the blocks with torch.compile at their first pass; a name chooses another backend than
                 inductor. Changes features by rounding only.
             offload: `blocks` leaves the denoiser's blocks in files; each pass reads them one by one, two at a time.
+            quantize: `int8` or `fp8` holds the weights of the linear layers in the blocks in 8 bits (weight-only).
         Raises: UnknownTap, BadTimestep, WeightsMissing, WeightsMismatch, ConfigError.
         """
         options = {name: value for name, value in locals().items() if name not in ("cls", "id_or_path")}
@@ -155,6 +157,7 @@ class DiffusionFeatures:
             random_seed=plan.random_seed,
             images=images,
             offload_blocks=plan.backbone.offload == "blocks",
+            quantize=plan.backbone.quantize,
         )
         where = plan.checkpoint.folder or plan.checkpoint.name
         short = explain_oom("while the weights were loaded", fix="backbone.dtype=bfloat16, or ask for more memory")

@@ -22,6 +22,7 @@ from diffprobe.backbones.part_config import part_names
 from diffprobe.backbones.parts import part_of
 from diffprobe.backbones.pool import check_size, pooled_width
 from diffprobe.backbones.prompts import Branch, make_branches
+from diffprobe.backbones.quantized import linear_layers
 from diffprobe.backbones.taps import TapInfo, resolve, tap_infos, trace_spec
 from diffprobe.config.massive import MassiveConfig
 from diffprobe.config.parse import parse
@@ -132,6 +133,7 @@ class ReadPlan:
             "seed": self.seed,
             "resolution": self.resolution,
             "dtype": self.dtype,
+            **({} if self.backbone.quantize == "none" else {"quantize": self.backbone.quantize}),
             "schedule": self.schedule.digest,
         }
 
@@ -182,6 +184,12 @@ def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
         check_size(features.pool, path, infos[path].size)
     _check_massive(backbone, features.massive, spec, [infos[path] for path in paths])
     needed = traced.needed(paths)
+    if backbone.quantize != "none" and not linear_layers(spec.denoiser, [one for one in spec.blocks if one in needed]):
+        raise ConfigError(
+            f"backbone.quantize={backbone.quantize} has no effect on '{checkpoint.name}'.",
+            "no block before the deepest tap has a linear layer",
+            fix="remove it",
+        )
     if checkpoint.lora is not None:
         texts = [part for part in part_names(checkpoint.index) if part.startswith("text_encoder")]
         check_lora(checkpoint.lora, spec.denoiser, texts, name=checkpoint.name, needed=needed)

@@ -53,11 +53,14 @@ class BackboneConfig:
     """Compile the denoiser's blocks with torch.compile at the first pass; changes features by rounding only."""
     offload: Literal["none", "blocks"] = "none"
     """blocks: leave the denoiser's blocks in files and read them one by one in each pass, at most two at a time."""
+    quantize: Literal["none", "int8", "fp8"] = "none"
+    """int8, fp8: hold the weights of the linear layers in the denoiser's blocks in 8 bits (weight-only, by torchao);
+    the pass stays in `dtype`. Changes features by more than rounding; `diffprobe bench quantize` measures the error."""
 
     def __post_init__(self) -> None:
         at_least(1, max_rows_per_pass=self.max_rows_per_pass, max_modules=self.max_modules)
         a_device(self.device)
-        names = ("random_weights", "denoiser_weights", "lora", "clean_input", "offload")
+        names = ("random_weights", "denoiser_weights", "lora", "clean_input", "offload", "quantize")
         idle = [name for name in names if getattr(self, name) != getattr(type(self), name)]
         if self.part != "denoiser" and idle:
             raise ConfigError(
@@ -69,6 +72,15 @@ class BackboneConfig:
             raise ConfigError(
                 f"offload={self.offload} with {other}: it needs blocks that stay in memory.", fix=f"remove {other}"
             )
+        clash = {"lora": self.lora is not None, "compile": self.compile, "offload": self.offload != "none"}
+        if self.quantize != "none" and any(clash.values()):
+            other = next(name for name, given in clash.items() if given)
+            why = {
+                "lora": "a LoRA is added to weights in full precision",
+                "compile": "blocks with quantised weights are not compiled",
+                "offload": "blocks are read from files in full precision",
+            }[other]
+            raise ConfigError(f"quantize={self.quantize} with {other}: {why}.", fix=f"remove {other} or quantize")
 
 
 @dataclass(frozen=True, kw_only=True)

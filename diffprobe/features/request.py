@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from diffprobe.shards.views import RULES, BatchViews, view_keys
 
 _MODEL = (
     "path", "revision", "random_weights", "random_seed", "dtype", "denoiser_weights", "single_file_config",
-    "lora", "part", "clean_input",
+    "lora", "part", "clean_input", "quantize",
 )  # fmt: skip
 """Keys of `backbone` that change features by more than rounding."""
 _DATA = ("path", "train_split", "val_split", "test_split", "val_fraction", "val_group", "limit", "on_error")
@@ -236,7 +237,7 @@ class Request:
                 "licence": shard_set.licence,
                 "classes": list(shard_set.classes),
                 "attributes": {name: list(values) for name, values in shard_set.attributes.items()},
-                "versions": {name: metadata.version(name) for name in _VERSIONS},
+                "versions": {name: metadata.version(name) for name in (*_VERSIONS, *self._quantizer)},
                 **({} if self._massive is None else {MASSIVE: to_recorded(*self._massive)}),
             },
         )
@@ -253,6 +254,12 @@ class Request:
         if self.image_view is None:
             return {}
         return {"view": {"rules": RULES, "number": self.image_view, **self.features.views.content()}}
+
+    @property
+    def _quantizer(self) -> tuple[str, ...]:
+        """The library of quantised weights, where they are asked for and it is installed."""
+        asked = self.backbone.quantize != "none" and find_spec("torchao") is not None
+        return ("torchao",) if asked else ()
 
     @property
     def _massive_content(self) -> dict[str, object]:

@@ -19,7 +19,7 @@ from diffprobe.runs.grid import Point, points
 from diffprobe.training.kinds.types import ProbeKind, ProbePlan, refuse_unread_views
 
 _ADDED_KEYS: dict[str, dict[str, object]] = {
-    "backbone": {"lora": None, "single_file_config": None, "part": "denoiser"},
+    "backbone": {"lora": None, "single_file_config": None, "part": "denoiser", "quantize": "none"},
     "data": {"val_fraction": None, "val_group": None},
     "probe": {"grid": {}, "batched": False, "metrics": []},
     "features": {

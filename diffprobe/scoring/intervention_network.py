@@ -81,7 +81,10 @@ class InterventionNetwork:
         require_noise(plan.schedule, plan.checkpoint.name)
         self.rows = rows or rows_per_pass(plan.spec.latent_shape)
         offload = plan.backbone.offload == "blocks"
-        options = LoadOptions(dtype=DTYPES[plan.dtype], random_seed=plan.random_seed, offload_blocks=offload)
+        options = LoadOptions(
+            dtype=DTYPES[plan.dtype], random_seed=plan.random_seed, offload_blocks=offload,
+            quantize=plan.backbone.quantize,
+        )  # fmt: skip
         self._backbone = load_whole(plan.checkpoint, plan.family, plan.spec, options)
         denoiser: Any = self._backbone.denoiser  # the stubs of torch do not know memory_format here
         denoiser.to(memory_format=torch.channels_last)
