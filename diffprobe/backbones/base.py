@@ -114,6 +114,8 @@ class LoadOptions:
     """Whether images will be encoded; without it the VAE may stay on disk (its latents are given)."""
     offload_blocks: bool = False
     """Whether the denoiser's blocks stay in files and are read one by one in each pass (`offload.py`)."""
+    quantize: str = "none"
+    """Format of the weights of the linear layers in the denoiser's blocks: `none`, `int8` or `fp8` (`quantized.py`)."""
 
 
 @dataclass(frozen=True)

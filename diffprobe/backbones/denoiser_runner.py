@@ -4,7 +4,7 @@ Features do not depend on the number of rows per pass. Failed allocations are re
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -62,8 +62,38 @@ class DenoiserRunner:
         self._compiled = config.compile
         if config.compile:
             compile_regions(denoiser, plan.spec.blocks, paths, backend=compile_backend)
-        pool = make_pool(plan.pool, seed=plan.seed)
-        self._capture = Capture(denoiser, paths, layout=plan.spec.layout, read=pool)
+        self._pool = make_pool(plan.pool, seed=plan.seed)
+        self._bounds: dict[str, Tensor] | None = None
+        self._places: tuple[Tensor, Tensor] | None = None  # timestep and branch of each row of the current pass
+        self._capture = Capture(
+            denoiser, paths, layout=plan.spec.layout, read=lambda x, keys: self._pool(x, keys), change=self._bounded
+        )
+
+    def bound(self, bounds: Mapping[str, Tensor]) -> None:
+        """Limit the magnitude of channels before pooling, from now on; infinity leaves a channel as it is.
+
+        Args:
+            bounds: tap -> largest magnitudes [timesteps, branches, channels].
+        """
+        self._bounds = dict(bounds)
+
+    @contextmanager
+    def reading_magnitudes(self) -> Iterator[None]:
+        """Read the mean magnitude of each channel over places, without bounds, in place of the pooled features."""
+        pool, bounds = self._pool, self._bounds
+        self._pool, self._bounds = (lambda x, keys: x.float().abs().mean(dim=(2, 3))), None
+        try:
+            yield
+        finally:
+            self._pool, self._bounds = pool, bounds
+
+    def _bounded(self, tap: str, x: FeatureMap) -> FeatureMap:
+        if self._bounds is None or self._places is None:
+            return x
+        step, branch = self._places
+        bound = self._bounds[tap] = self._bounds[tap].to(x.device)
+        limit = bound[step, branch][:, :, None, None]
+        return x.float().clamp(-limit, limit)
 
     def __call__(
         self, clean: FeatureMap, condition: Condition, row_of: Int[Tensor, "branches batch"], keys: Sequence[str]
@@ -110,7 +140,8 @@ class DenoiserRunner:
             rows = torch.cat([rows, rows[-1:].expand(self.rows - len(rows))])
         grid = torch.tensor(plan.timesteps, device=clean.device)
         image, branch = rows % n, rows // n % len(row_of)
-        t, draw = grid[rows // (n * len(row_of)) % len(grid)], rows // (n * len(row_of) * len(grid))
+        step, draw = rows // (n * len(row_of)) % len(grid), rows // (n * len(row_of) * len(grid))
+        t, self._places = grid[step], (step, branch)
         x_t = plan.schedule.add(clean[image], noise[draw, image], t)
         x_t = x_t.to(DTYPES[plan.dtype]).contiguous(memory_format=self._format)
         conditioning = {name: values[row_of[branch, image]] for name, values in condition.items()}

@@ -19,10 +19,12 @@ from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.denoiser_runner import DenoiserRunner, explain_oom
 from diffprobe.backbones.device import choose_device, exact, warn_slow_bfloat16
 from diffprobe.backbones.loading import load_backbone
+from diffprobe.backbones.massive import MassiveChannels
 from diffprobe.backbones.network_size import MAX_MODULES, module_limit
 from diffprobe.backbones.plan import ReadPlan, make_configs, make_plan
 from diffprobe.backbones.preprocess import as_batch, check_images
 from diffprobe.backbones.prompts import SampleMetadata, condition_inputs
+from diffprobe.backbones.taps import TapInfo
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.foreign import naming
@@ -47,6 +49,7 @@ class DiffusionFeatures:
         self.device = torch.device("cpu")
         self._backbone, self._shape, self._released = backbone, plan.spec.latent_shape, False
         self._run = DenoiserRunner(plan, backbone, compile_backend=compile_backend)
+        self._treated = False
 
     @classmethod
     def from_pretrained(
@@ -81,6 +84,7 @@ class DiffusionFeatures:
         channels_last: bool = True,
         compile: bool | str = False,
         offload: str = "none",
+        quantize: str = "none",
     ) -> Self:
         """Load a checkpoint, pruned after the deepest tap. All settings are checked before any weights are read.
 
@@ -121,6 +125,7 @@ class DiffusionFeatures:
             compile: compile the blocks with torch.compile at their first pass; a name chooses another backend than
                 inductor. Changes features by rounding only.
             offload: `blocks` leaves the denoiser's blocks in files; each pass reads them one by one, two at a time.
+            quantize: `int8` or `fp8` holds the weights of the linear layers in the blocks in 8 bits (weight-only).
         Raises: UnknownTap, BadTimestep, WeightsMissing, WeightsMismatch, ConfigError.
         """
         options = {name: value for name, value in locals().items() if name not in ("cls", "id_or_path")}
@@ -152,6 +157,7 @@ class DiffusionFeatures:
             random_seed=plan.random_seed,
             images=images,
             offload_blocks=plan.backbone.offload == "blocks",
+            quantize=plan.backbone.quantize,
         )
         where = plan.checkpoint.folder or plan.checkpoint.name
         short = explain_oom("while the weights were loaded", fix="backbone.dtype=bfloat16, or ask for more memory")
@@ -197,10 +203,56 @@ class DiffusionFeatures:
         channels, height, width], for tokensN [batch, N, channels]. With keep_draws the draws are the second axis.
         Raises: ConfigError for images of another size, range or type, and for missing texts, labels or columns.
         """
+        self._require_treated()
         n = len(images if isinstance(images, Tensor) else check_images(images))
         texts = SampleMetadata(keys=keys, captions=captions, labels=labels, columns=_columns(columns))
         conditioning = self._condition_inputs(n, texts)
         return self._features(self.encode(images), keys, conditioning)
+
+    @torch.no_grad()
+    def magnitudes(
+        self,
+        images: Images,
+        *,
+        keys: Sequence[str],
+        captions: Sequence[str | None] | None = None,
+        labels: Sequence[int] | None = None,
+        columns: Mapping[str, Sequence[str | None]] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return cell name -> mean magnitude of each channel over places and draws, before pooling: [batch, channels].
+
+        Massive channels are found on it; they are not changed in it. Arguments and errors are those of `__call__`.
+        """
+        texts = SampleMetadata(keys=keys, captions=captions, labels=labels, columns=_columns(columns))
+        conditioning = self._condition_inputs(len(images), texts)
+        with self._run.reading_magnitudes():
+            found = self._features(self.encode(images), keys, conditioning)
+        return {cell: values.mean(1) if self.plan.keep_draws else values for cell, values in found.items()}
+
+    def treat(self, found: Mapping[str, MassiveChannels]) -> None:
+        """Set the massive channels of each cell to 0 or clip them, as `features.massive` states, from now on.
+
+        Args:
+            found: cell name -> its massive channels, for all cells.
+        """
+        plan, how = self.plan, self.plan.features.massive.treatment
+
+        def bounds(tap: TapInfo) -> Tensor:
+            cells = [[Cell(tap.path, t, one.condition, plan.pool) for one in plan.branches] for t in plan.timesteps]
+            return torch.stack([torch.stack([found[c.name].bound(tap.channels, how) for c in row]) for row in cells])
+
+        self._run.bound({tap.path: bounds(tap) for tap in plan.taps})
+        self._treated = True
+
+    def _require_treated(self) -> None:
+        """Refuse features whose massive channels have not been found. Raises: ConfigError."""
+        massive = self.plan.features.massive
+        if massive.active and not self._treated:
+            raise ConfigError(
+                f"features.massive.treatment={massive.treatment}: no massive channels were given.",
+                "they are found on training images, by `diffprobe extract` and by probes",
+                fix="call treat(found) first, or remove features.massive",
+            )
 
     @torch.no_grad()
     def encode(self, images: Images | Sequence[Image.Image]) -> FeatureMap:
@@ -228,6 +280,7 @@ class DiffusionFeatures:
 
         Raises: ConfigError for latents of another shape or number format.
         """
+        self._require_treated()
         is_tensor = isinstance(latents, Tensor)
         if not is_tensor or tuple(latents.shape[1:]) != self._shape or latents.dtype != torch.float32:
             given = f"{latents.dtype} {list(latents.shape)}" if is_tensor else type(latents).__name__

@@ -178,6 +178,7 @@ class Capture:
         layout: where the image is in the outputs.
         read: returns what is kept of each feature map; called inside the pass, so that the map itself need not be held.
             Its second argument is the `rows` of the call.
+        change: takes a tap and its feature map, and returns the map that is read in its place.
         stop: end the pass when the last tap has been read.
     """
 
@@ -188,10 +189,11 @@ class Capture:
         *,
         layout: OutputLayout,
         read: Callable[[FeatureMap, Any], Tensor],
+        change: Callable[[str, FeatureMap], FeatureMap] | None = None,
         stop: bool = True,
     ) -> None:
         self._network, self._taps, self._layout = network, tuple(taps), layout
-        self._read, self._stop = read, stop
+        self._read, self._change, self._stop = read, change, stop
 
     def __call__(self, run: Callable[[], object], rows: Any = None) -> dict[str, Tensor]:
         """Run the network once and return what was read, by tap. `rows` is passed on to `read`."""
@@ -210,7 +212,8 @@ class Capture:
     def _hooked(self, found: dict[str, Tensor], rows: Any) -> Iterator[None]:
         def make(tap: str) -> Callable[[FeatureMap], None]:
             def give(feature_map: FeatureMap) -> None:
-                found[tap] = self._read(feature_map, rows)
+                changed = feature_map if self._change is None else self._change(tap, feature_map)
+                found[tap] = self._read(changed, rows)
                 if self._stop and len(found) == len(self._taps):
                     raise StopForward
 

@@ -20,6 +20,7 @@ from diffprobe.backbones.lora import fuse
 from diffprobe.backbones.network_size import bounded, network_bytes, require_memory
 from diffprobe.backbones.offload import BlockOffload, Read, empty
 from diffprobe.backbones.part_config import CONFIG, network_settings, read_part_config
+from diffprobe.backbones.quantized import quantize
 from diffprobe.backbones.sit_network import SiT
 from diffprobe.backbones.weight_files import require_files
 from diffprobe.backbones.weights import (
@@ -89,8 +90,9 @@ def load_denoiser(
     Args:
         part: name of the denoiser's part, `unet` or `transformer`.
     With `offload_blocks` the blocks stay in files; random ones are put into a temporary folder, as large as they are.
+    With `quantize` each block is quantised when it has been read; random ones when all have been drawn.
 
-    Raises: WeightsMissing, WeightsMismatch.
+    Raises: WeightsMissing, WeightsMismatch; ConfigError if quantised weights lack their library.
     """
     kind, config, where = type(spec.denoiser).__name__, read_config(checkpoint, part), config_file(checkpoint, part)
     blocks = tuple(path for path in spec.blocks if path in needed)
@@ -99,7 +101,8 @@ def load_denoiser(
         network = copy.deepcopy(spec.denoiser)
         expected, source = tensor_names(network), denoiser_source(checkpoint, part)[1]
         prune_after(network, needed)
-        left = blocks if options.offload_blocks else ()
+        # blocks to be quantised are read one by one, so that one of them is held in full precision at a time
+        left = blocks if options.offload_blocks or options.quantize != "none" else ()
         places = load_tensors(network, source, dtype=options.dtype, expected=expected, leave=left)
         read = _from_files(network, places, options.dtype)
     else:
@@ -118,6 +121,12 @@ def load_denoiser(
         _fill_tables(network, kind, config, where)
     if options.offload_blocks:
         BlockOffload(network, blocks, read)
+    elif options.quantize != "none":
+        for path in blocks:
+            block = network.get_submodule(path)
+            if options.random_seed is None:
+                block.load_state_dict(read(path), assign=True)
+            quantize(block, options.quantize)
     _require_complete(network, where.parent, outside=blocks if options.offload_blocks else ())
     return network.eval().requires_grad_(False)
 

@@ -22,7 +22,9 @@ from diffprobe.backbones.part_config import part_names
 from diffprobe.backbones.parts import part_of
 from diffprobe.backbones.pool import check_size, pooled_width
 from diffprobe.backbones.prompts import Branch, make_branches
+from diffprobe.backbones.quantized import linear_layers
 from diffprobe.backbones.taps import TapInfo, resolve, tap_infos, trace_spec
+from diffprobe.config.massive import MassiveConfig
 from diffprobe.config.parse import parse
 from diffprobe.config.schema import BackboneConfig, FeaturesConfig
 from diffprobe.config.views import ViewsConfig
@@ -131,6 +133,7 @@ class ReadPlan:
             "seed": self.seed,
             "resolution": self.resolution,
             "dtype": self.dtype,
+            **({} if self.backbone.quantize == "none" else {"quantize": self.backbone.quantize}),
             "schedule": self.schedule.digest,
         }
 
@@ -179,7 +182,14 @@ def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
     paths = resolve(features.taps, list(infos.values()), spec)
     for path in paths:
         check_size(features.pool, path, infos[path].size)
+    _check_massive(backbone, features.massive, spec, [infos[path] for path in paths])
     needed = traced.needed(paths)
+    if backbone.quantize != "none" and not linear_layers(spec.denoiser, [one for one in spec.blocks if one in needed]):
+        raise ConfigError(
+            f"backbone.quantize={backbone.quantize} has no effect on '{checkpoint.name}'.",
+            "no block before the deepest tap has a linear layer",
+            fix="remove it",
+        )
     if checkpoint.lora is not None:
         texts = [part for part in part_names(checkpoint.index) if part.startswith("text_encoder")]
         check_lora(checkpoint.lora, spec.denoiser, texts, name=checkpoint.name, needed=needed)
@@ -206,6 +216,21 @@ def _check_views(backbone: BackboneConfig, views: ViewsConfig, spec: BackboneSpe
     if views.padding >= spec.resolution:
         raise ConfigError(
             f"features.views.padding={views.padding} is not smaller than the images of {spec.resolution} px."
+        )
+
+
+def _check_massive(backbone: BackboneConfig, massive: MassiveConfig, spec: BackboneSpec, taps: list[TapInfo]) -> None:
+    """Refuse a treatment of massive channels where there is no channel of features. Raises: ConfigError."""
+    if not massive.active:
+        return
+    asked = f"features.massive.treatment={massive.treatment}"
+    if backbone.part != "denoiser" or spec.family == "pixels":
+        raise ConfigError(f"{asked} belongs to taps of a denoiser.", fix="remove it")
+    attention = [tap.path for tap in taps if tap.form == "attention"]
+    if attention:
+        raise ConfigError(
+            f"{asked}: the channels of {', '.join(attention)} are text tokens.",
+            fix="read attention maps without features.massive",
         )
 
 

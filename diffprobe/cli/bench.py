@@ -14,7 +14,7 @@ STAYS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add extraction, prompts, ksae, scale, scaling, plan, solver, heads, scores, dictionaries and memory."""
+    """Add extraction, prompts, ksae, scale, scaling, plan, solver, heads, scores, dictionaries, memory, quantize."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     extraction = what.add_parser("extraction", help="features of a model with the shape of Stable Diffusion 1.5")
     extraction.add_argument("--size", default="sd15", help="sd15 or small (default: sd15)")
@@ -120,7 +120,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     dictionaries.add_argument("--csv", metavar="FILE", help="write one line per dictionary and factor to a CSV file")
     memory = what.add_parser("memory", help="peak memory with the denoiser held whole and with its blocks in files")
     memory.add_argument("--size", default="xl", help="xl, wide or tiny (default: xl)")
-    for parser_of in (extraction, prompts, ksae, scale, scaling, plan, solver, heads, scores, dictionaries, memory):
+    quantized = what.add_parser("quantize", help="error of features whose weights are held in 8 bits, on images")
+    quantized.add_argument("--backbone", default="emoji-sd", help="folder or name (default: emoji-sd)")
+    quantized.add_argument("--data", default="emoji", help="folder or name of the images (default: emoji)")
+    quantized.add_argument("--split", default="val", help="split of the images (default: val)")
+    quantized.add_argument("--images", type=int, default=32, metavar="N", help="the first N images (default: 32)")
+    quantized.add_argument("--taps", nargs="+", metavar="TAP", default=["mid_block"], help="(default: mid_block)")
+    quantized.add_argument("--timesteps", type=_numbers, default=(100,), metavar="T,T", help="(default: 100)")
+    quantized.add_argument("--device", default="auto", help="torch device (default: auto)")
+    timed = (extraction, prompts, ksae, scale, scaling, plan, solver, heads, scores, dictionaries, memory, quantized)
+    for parser_of in timed:
         parser_of.add_argument("--json", metavar="FILE", help="write all measurements to a JSON file")
 
 
@@ -153,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
     _require_writable(getattr(args, "csv", None))
     verbs = {"extraction": _extraction, "ksae": _ksae, "scale": _scale, "scaling": _scaling, "plan": _plan}
     verbs |= {"solver": _solver, "prompts": _prompts, "heads": _heads, "scores": _scores, "memory": _memory}
-    verbs |= {"dictionaries": _dictionaries}
+    verbs |= {"dictionaries": _dictionaries, "quantize": _quantize}
     return verbs[args.what](args)
 
 
@@ -365,6 +374,19 @@ def _memory(args: argparse.Namespace) -> int:
 
     report = bench_memory(args.size, progress=_progress)
     print(f"{report.machine}; {report.weights_gb:.2f} GB of weights, {report.block_gb:.3f} GB in a block\n")
+    print(render(report))
+    return _write_json(args.json, report.to_json())
+
+
+def _quantize(args: argparse.Namespace) -> int:
+    from diffprobe.benchmarks.quantized import bench_quantized, render
+
+    report = bench_quantized(
+        args.backbone, args.data, taps=args.taps, timesteps=args.timesteps, n_images=args.images, split=args.split,
+        device=args.device, progress=_progress,
+    )  # fmt: skip
+    whole = f"{report.megabytes['float32']:.2f} MB in float32"
+    print(f"{report.machine}; {report.backbone} on {report.n_images} images of {report.data}; denoiser {whole}\n")
     print(render(report))
     return _write_json(args.json, report.to_json())
 

@@ -64,6 +64,7 @@ def _show(path: str) -> int:
     _print("licence", manifest.recorded["licence"])
     try:
         _show_backbone(manifest)
+        _show_massive(manifest)
     except (LookupError, TypeError, AttributeError, ValueError) as error:  # names that the digest does not cover
         raise SchemaError(
             f"'{path}': what the manifest has recorded is not complete ({type(error).__name__}: {error}).",
@@ -99,6 +100,14 @@ def _show_backbone(manifest: "Manifest") -> None:
         _print("conditioning", f"{name} = {_text(value)}")
     for name in (*(name for name in _BACKBONE if name in content), *sorted(set(content) - set(_BACKBONE))):
         _print("backbone", f"{name} = {_text(content[name])}")
+
+
+def _show_massive(manifest: "Manifest") -> None:
+    """Print the massive channels of each cell, where they were looked for."""
+    for cells in manifest.recorded.get("massive", {}).get("taps", {}).values():
+        for cell, one in cells.items():
+            channels = ", ".join(f"{channel} ({value:.3g} x the median)" for channel, value in one["channels"].items())
+            _print("massive", f"{cell}: {channels or 'none'}; limit {_number(one['limit'])}")
 
 
 def _verify(path: str) -> int:

@@ -94,9 +94,10 @@ class PromptExtraction:
     def __post_init__(self) -> None:
         backbone, sampling = self.backbone, self.sampling
         idle = [name for name in ("compile", "clean_input") if getattr(backbone, name)]
-        if idle or backbone.part != "denoiser" or backbone.offload != "none":
-            other = f"backbone.part={backbone.part}" if backbone.part != "denoiser" else "backbone.offload=blocks"
-            name = f"backbone.{idle[0]}=true" if idle else other
+        held = {"part": "denoiser", "offload": "none", "quantize": "none"}
+        other = [f"backbone.{name}={getattr(backbone, name)}" for name in held if getattr(backbone, name) != held[name]]
+        if idle or other:
+            name = f"backbone.{idle[0]}=true" if idle else other[0]
             raise ConfigError(f"{name}: prompts are sampled with the whole denoiser, as it is.", fix="remove it")
         if self.features.unconditional and sampling.guidance == 0:
             raise ConfigError(

@@ -6,6 +6,7 @@ Validated by `parse.py`. A probe's own keys (`probe.params`) are validated by th
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from diffprobe.config.massive import MassiveConfig
 from diffprobe.config.parse import UNRECORDED
 from diffprobe.config.validators import a_device, at_least
 from diffprobe.config.views import ViewsConfig
@@ -52,11 +53,14 @@ class BackboneConfig:
     """Compile the denoiser's blocks with torch.compile at the first pass; changes features by rounding only."""
     offload: Literal["none", "blocks"] = "none"
     """blocks: leave the denoiser's blocks in files and read them one by one in each pass, at most two at a time."""
+    quantize: Literal["none", "int8", "fp8"] = "none"
+    """int8, fp8: hold the weights of the linear layers in the denoiser's blocks in 8 bits (weight-only, by torchao);
+    the pass stays in `dtype`. Changes features by more than rounding; `diffprobe bench quantize` measures the error."""
 
     def __post_init__(self) -> None:
         at_least(1, max_rows_per_pass=self.max_rows_per_pass, max_modules=self.max_modules)
         a_device(self.device)
-        names = ("random_weights", "denoiser_weights", "lora", "clean_input", "offload")
+        names = ("random_weights", "denoiser_weights", "lora", "clean_input", "offload", "quantize")
         idle = [name for name in names if getattr(self, name) != getattr(type(self), name)]
         if self.part != "denoiser" and idle:
             raise ConfigError(
@@ -68,6 +72,15 @@ class BackboneConfig:
             raise ConfigError(
                 f"offload={self.offload} with {other}: it needs blocks that stay in memory.", fix=f"remove {other}"
             )
+        clash = {"lora": self.lora is not None, "compile": self.compile, "offload": self.offload != "none"}
+        if self.quantize != "none" and any(clash.values()):
+            other = next(name for name, given in clash.items() if given)
+            why = {
+                "lora": "a LoRA is added to weights in full precision",
+                "compile": "blocks with quantised weights are not compiled",
+                "offload": "blocks are read from files in full precision",
+            }[other]
+            raise ConfigError(f"quantize={self.quantize} with {other}: {why}.", fix=f"remove {other} or quantize")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +242,8 @@ class FeaturesConfig:
     """Compare the checksum of each file of a store when a split is opened, once per process."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
     """Random views of the training images."""
+    massive: MassiveConfig = field(default_factory=MassiveConfig)
+    """Massive channels: kept, set to 0 or clipped."""
 
     def __post_init__(self) -> None:
         if self.source == "live" and self.views.use == "all":

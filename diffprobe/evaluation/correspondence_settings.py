@@ -118,6 +118,11 @@ class CorrespondenceEvaluation:
             raise ConfigError("features.keep_draws: the draws are averaged before matching.", fix="leave it unset")
         if self.features.views.active:
             raise ConfigError("features.views: an evaluation reads the images themselves.", fix="remove the views")
+        if self.features.massive.active:
+            raise ConfigError(
+                "features.massive: the evaluation has a treatment of its own.",
+                fix="massive=drop or clip, beside features",
+            )
         both = sorted(set(self.same) & set(self.differ))
         if both:
             raise ConfigError(f"'{both[0]}' is in same and in differ: no pair has it so.")

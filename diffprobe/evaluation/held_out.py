@@ -57,7 +57,7 @@ def encode_split(
     import torch
 
     from diffprobe.backbones.prompts import SampleMetadata, condition_inputs
-    from diffprobe.features.extract import request_texts
+    from diffprobe.features.request import request_texts
     from diffprobe.scoring.intervention_network import HeldOut
     from diffprobe.shards.stream import SampleStream, make_loader
 

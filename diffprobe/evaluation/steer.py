@@ -43,6 +43,7 @@ from diffprobe.evaluation.steer_subject import (
     read_cloud,
 )  # fmt: skip
 from diffprobe.evaluation.steered_model import SteeredReader
+from diffprobe.features.massive_channels import refuse_treated
 from diffprobe.features.reader import FeatureStore
 from diffprobe.probes.direction import Direction
 from diffprobe.report.table import csv_value
@@ -168,6 +169,7 @@ def steer(folder: Path | str, config: SteerConfig, *, output: Path | str = "runs
     """
     started_at = StartTime.now()
     store = FeatureStore.open(config.store)
+    refuse_treated(store.manifest.data, "steering")
     subject = _subject(folder, config, store)
     directions = {OWN: subject.along, **_others(config, subject)}
     prompts = [prompt for prompt in config.prompts for _ in range(config.seeds)]

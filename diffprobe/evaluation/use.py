@@ -77,6 +77,10 @@ class UseEvaluation:
         at_least(1, limit=self.limit, train_limit=self.train_limit)
         if self.features.views.active:
             raise ConfigError("features.views: an evaluation reads the images themselves.", fix="remove the views")
+        if self.features.massive.active:
+            raise ConfigError(
+                "features.massive: an evaluation changes the network's own maps.", fix="remove features.massive"
+            )
         names = self.interventions
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"interventions=[{', '.join(names)}]: at least one, each once.")

@@ -7,9 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
-
-from torch import Tensor
+from typing import TypeVar
 
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.core.byte_size import folder_bytes, size
@@ -20,14 +18,15 @@ from diffprobe.core.restarts import note_start
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.features.disk_space import Need, check_space, features_need, latents_need
 from diffprobe.features.latent_cache import CELL, LatentCache
-from diffprobe.features.manifest import ShardEntry
+from diffprobe.features.manifest import Manifest, ShardEntry
+from diffprobe.features.massive_channels import KEY as MASSIVE
+from diffprobe.features.massive_channels import from_recorded, notes
 from diffprobe.features.reader import FeatureStore
-from diffprobe.features.request import Request
-from diffprobe.features.writer import ExtractedBatch, StoreWriter, remove_leftovers, shard_folder
+from diffprobe.features.request import Request, request_texts
+from diffprobe.features.writer import MANIFEST, ExtractedBatch, StoreWriter, remove_leftovers, shard_folder
 from diffprobe.shards.batch import ImageBatch
 from diffprobe.shards.index import ShardSet
 from diffprobe.shards.stream import ImageLoader, SampleStream, make_loader, require_empty_shards
-from diffprobe.shards.views import view_keys
 
 Batch = TypeVar("Batch", ImageBatch, ExtractedBatch)
 
@@ -71,6 +70,8 @@ def extract(
     whole.check_values()
     for split in whole.splits:
         require_empty_shards(whole.shard_set, split, whole.data.caps)
+    if whole.features.massive.active:
+        _settle_massive(whole, parts, announce)
     for part in unserved:
         part.open(process)
     beat = heartbeat_path()
@@ -155,9 +156,28 @@ def _check_space(parts: Sequence[_Part], announce: Announce) -> None:
     )
 
 
+def _settle_massive(whole: Request, parts: Sequence[_Part], announce: Announce) -> None:
+    """Take the massive channels from a store that is there or begun, or else find them; all parts list the same."""
+    begun = [part.path / MANIFEST for part in parts if (part.path / MANIFEST).is_file()]
+    if begun:
+        recorded = Manifest.read(begun[0]).recorded
+        found = from_recorded(recorded, whole.plan.widths)
+        whole.massive = (found, list(map(str, recorded[MASSIVE]["keys"])))
+    else:
+        n, split = whole.features.massive.images, whole.data.train_split
+        announce(f"loading the backbone, to find massive channels on {n} images of '{split}'")
+        whole.load_extractor(images=True)
+    assert whole.massive is not None
+    for line in notes(whole.massive[0], whole.features.massive):
+        announce(line)
+    for part in parts:
+        part.request.massive = whole.massive
+
+
 def _extract(whole: Request, parts: Sequence[_Part], progress: bool | MakeBar, announce: Announce) -> None:
-    announce("loading the backbone")
-    whole.load_extractor(images=any(part.to_encode for part in parts))
+    if not whole.is_loaded:
+        announce("loading the backbone")
+        whole.load_extractor(images=any(part.to_encode for part in parts))
     n, started = sum(shard.n for part in parts for shard in part.pending), time.monotonic()
     with ProgressDisplay(shown=progress is True) as display, _main_bar(n, progress, display) as bar:
         for part in parts:
@@ -243,41 +263,6 @@ def _from_latents(request: Request, item: ExtractedBatch) -> ExtractedBatch:
     texts = request_texts(request, batch, item.captions, view=request.image_view)
     features = request.extractor.from_latents(batch.features[CELL], **texts)
     return ExtractedBatch(FeatureBatch(features, batch.keys, batch.label, batch.attributes), item.captions)
-
-
-def sample_texts(shard_set: ShardSet, samples: ImageBatch | FeatureBatch, captions: Sequence[str]) -> dict[str, Any]:
-    """Return the metadata of a batch's samples as keyword arguments of `DiffusionFeatures`.
-
-    `columns` holds `caption`, `class_name` and the attributes; None where a sample has no value.
-    """
-    columns: dict[str, list[str | None]] = {
-        "caption": [caption or None for caption in captions],
-        "class_name": _named(shard_set.classes, samples.label),
-    }
-    for name, ids in samples.attributes.items():
-        columns.setdefault(name, _named(shard_set.attributes[name], ids))
-    labels = samples.label.tolist()
-    return {"keys": samples.keys, "captions": columns["caption"], "labels": labels, "columns": columns}
-
-
-def request_texts(
-    request: Request, samples: ImageBatch | FeatureBatch, captions: Sequence[str], *, view: int | None = None
-) -> dict[str, Any]:
-    """Return `sample_texts` with the columns of `features.columns`, joined by key.
-
-    Args:
-        view: number of the view of the images, where `features.views` may draw the noise anew for each.
-    """
-    texts, table = sample_texts(request.shard_set, samples, captions), request.columns
-    if table is not None:
-        texts["columns"] |= {name: table.values(name, samples.keys) for name in table.columns}
-    if view is not None and request.features.views.redraw_noise:
-        texts["keys"] = view_keys(samples.keys, view)
-    return texts
-
-
-def _named(names: Sequence[str], ids: Tensor) -> list[str | None]:
-    return [names[i] if i >= 0 else None for i in ids.tolist()]
 
 
 def _served(request: Request) -> Path | None:

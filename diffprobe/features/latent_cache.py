@@ -15,6 +15,7 @@ from diffprobe.core.digest import digest_file_once
 from diffprobe.core.errors import ConfigError, SchemaError
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.features.manifest import LATENTS, TENSORS, Manifest, ShardEntry
+from diffprobe.features.massive_channels import KEY as MASSIVE
 from diffprobe.features.reader import FeatureStore
 from diffprobe.features.request import Request, shard_entries
 from diffprobe.features.tensor_file import read_rows
@@ -43,7 +44,7 @@ def latent_manifest(request: Request) -> Manifest:
         kind=LATENTS,
         backbone=_encoder(plan, features.backbone["weights"]),
         cells={CELL: plan.spec.latent_shape[0]},
-        data=features.data,
+        data={name: value for name, value in features.data.items() if name != MASSIVE},
         shards=tuple(shards),
         recorded={name: features.recorded[name] for name in recorded},
     )

@@ -187,6 +187,7 @@ _REMADE = {
     "backbone.random_weights": False,
     "backbone.random_seed": 0,
     "backbone.dtype": "float32",
+    "backbone.quantize": "none",
     "features.pool": "mean",
     "features.draws": 1,
     "features.keep_draws": False,

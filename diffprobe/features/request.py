@@ -6,37 +6,52 @@ Shared by extract.py, live.py and stored.py, so that all three derive the same m
 import copy
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.extractor import DiffusionFeatures
+from diffprobe.backbones.massive import MassiveChannels
 from diffprobe.backbones.noise import NoiseSchedule
 from diffprobe.backbones.plan import ReadPlan, make_plan
 from diffprobe.config.compose import setting_text
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.core.errors import ConfigError
+from diffprobe.features.batch import FeatureBatch
 from diffprobe.features.column_table import ColumnTable, check_names, read_columns
 from diffprobe.features.manifest import Manifest, ShardEntry
+from diffprobe.features.massive_channels import BATCH, channels_of, require_images, rule_content, to_recorded
+from diffprobe.features.massive_channels import KEY as MASSIVE
 from diffprobe.features.missing_values import check_table, check_values, needed_columns
 from diffprobe.shards.annotation import Fields
+from diffprobe.shards.batch import ImageBatch
 from diffprobe.shards.holdout import Holdout, open_view
 from diffprobe.shards.index import ShardSet
-from diffprobe.shards.views import RULES, BatchViews
+from diffprobe.shards.stream import SampleStream, make_loader
+from diffprobe.shards.views import RULES, BatchViews, view_keys
 
 _MODEL = (
     "path", "revision", "random_weights", "random_seed", "dtype", "denoiser_weights", "single_file_config",
-    "lora", "part", "clean_input",
+    "lora", "part", "clean_input", "quantize",
 )  # fmt: skip
 """Keys of `backbone` that change features by more than rounding."""
 _DATA = ("path", "train_split", "val_split", "test_split", "val_fraction", "val_group", "limit", "on_error")
 """Keys of `data` that choose the samples."""
 _READING = ("source", "placement", "shuffle", "verify")
 """Keys of `features` that change how features are read, but not the store."""
+_BLOCKS = ("views", "massive")
+"""Keys of `features` that have keys of their own."""
 _VERSIONS = ("diffusers", "torch", "transformers", "webdataset", "Pillow")
+
+Massive = tuple[dict[str, MassiveChannels], list[str]]
+"""Cell name -> its massive channels; and the keys of the images that they were found on."""
 
 
 class Request:
@@ -52,6 +67,7 @@ class Request:
     """
 
     image_view: int | None = None
+    _massive: Massive | None = None
 
     def __init__(
         self,
@@ -108,7 +124,7 @@ class Request:
     @cached_property
     def extractor(self) -> DiffusionFeatures:
         """The frozen backbone with its taps."""
-        return DiffusionFeatures.from_plan(self.plan)
+        return self._loaded()
 
     def of_views(self) -> "list[Request]":
         """Return a request of the training split for each of `features.views.n` views; [] without views or that split.
@@ -126,11 +142,62 @@ class Request:
 
     def load_extractor(self, *, images: bool) -> None:
         """Load the backbone now; without `images`, for cached latents only, the VAE is not loaded."""
-        vars(self)["extractor"] = DiffusionFeatures.from_plan(self.plan, images=images)
+        vars(self)["extractor"] = self._loaded(images=images)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the backbone is loaded."""
+        return "extractor" in vars(self)
 
     def share_extractor(self, other: "Request") -> None:
         """Take the loaded backbone of a request for the same cells."""
         vars(self)["extractor"] = other.extractor
+
+    @property
+    def massive(self) -> Massive | None:
+        """The massive channels of the cells, with the keys of the images; None before they are found or given."""
+        return self._massive
+
+    @massive.setter
+    def massive(self, found: Massive) -> None:
+        self._massive = found
+        vars(self).pop("manifest", None)  # it lists them
+
+    def _loaded(self, *, images: bool = True) -> DiffusionFeatures:
+        """Load the backbone, and find the massive channels if they are treated and not known yet."""
+        massive, data = self.features.massive, self.data
+        unknown = massive.active and self._massive is None
+        if unknown:
+            shards = self.view.shards_of(data.train_split)
+            require_images(massive, data.train_split, sum(shard.n_samples for shard in shards), data.limit)
+        extractor = DiffusionFeatures.from_plan(self.plan, images=images or unknown)
+        if unknown:
+            self.massive = self._find_massive(extractor)
+        if self._massive is not None:
+            extractor.treat(self._massive[0])
+        return extractor
+
+    def _find_massive(self, extractor: DiffusionFeatures) -> Massive:
+        """Find the massive channels on the first training images. Raises: ConfigError if there are too few."""
+        massive, data, split = self.features.massive, self.data, self.data.train_split
+        stream = SampleStream(
+            self.view, split, resolution=self.plan.resolution, fields=self.fields, on_error=data.on_error,
+            limit=data.limit, caps=data.caps, require=self.required, verify=data.verify,
+        )  # fmt: skip
+        keys: list[str] = []
+
+        def magnitudes() -> Iterator[dict[str, Tensor]]:
+            for batch in make_loader(stream, BATCH, 0):
+                n = min(len(batch.keys), massive.images - len(keys))
+                found = extractor.magnitudes(batch.images, **request_texts(self, batch, batch.captions))
+                keys.extend(batch.keys[:n])
+                yield {cell: values[:n] for cell, values in found.items()}
+                if len(keys) == massive.images:
+                    return
+
+        channels = channels_of(magnitudes(), massive)
+        require_images(massive, split, len(keys), None)  # faulty ones are left out
+        return channels, keys
 
     @property
     def fields(self) -> Fields:
@@ -152,6 +219,7 @@ class Request:
                 **({} if self.features.missing == "refuse" else {"missing": self.features.missing}),
                 **({} if self.columns is None else {"columns": self.columns.digest(self._joined)}),
                 **self._view_content,
+                **self._massive_content,
             },
             shards=tuple(shards),
             recorded={
@@ -169,7 +237,8 @@ class Request:
                 "licence": shard_set.licence,
                 "classes": list(shard_set.classes),
                 "attributes": {name: list(values) for name, values in shard_set.attributes.items()},
-                "versions": {name: metadata.version(name) for name in _VERSIONS},
+                "versions": {name: metadata.version(name) for name in (*_VERSIONS, *self._quantizer)},
+                **({} if self._massive is None else {MASSIVE: to_recorded(*self._massive)}),
             },
         )
 
@@ -185,6 +254,20 @@ class Request:
         if self.image_view is None:
             return {}
         return {"view": {"rules": RULES, "number": self.image_view, **self.features.views.content()}}
+
+    @property
+    def _quantizer(self) -> tuple[str, ...]:
+        """The library of quantised weights, where they are asked for and it is installed."""
+        asked = self.backbone.quantize != "none" and find_spec("torchao") is not None
+        return ("torchao",) if asked else ()
+
+    @property
+    def _massive_content(self) -> dict[str, object]:
+        """The rule that finds massive channels, as part of a manifest; {} where they are kept."""
+        if not self.features.massive.active:
+            return {}
+        holdout = None if self.holdout is None else asdict(self.holdout)
+        return {MASSIVE: rule_content(self.features.massive, self.data.train_split, holdout)}
 
     @property
     def _joined(self) -> tuple[str, ...]:
@@ -227,7 +310,10 @@ class Request:
             timesteps=tuple(dict.fromkeys(cell.timestep for cell in chosen)),
             snr=(),
         )
-        return Request(self.backbone, self.data, features, self.splits)
+        request = Request(self.backbone, self.data, features, self.splits)
+        if self._massive is not None:
+            request.massive = ({cell: self._massive[0][cell] for cell in request.plan.widths}, self._massive[1])
+        return request
 
     @property
     def command(self) -> str:
@@ -244,11 +330,49 @@ class Request:
             *_overrides(
                 "features",
                 self.features,
-                [name for name in type(self.features).__dataclass_fields__ if name not in (*_READING, "views")],
+                [name for name in type(self.features).__dataclass_fields__ if name not in (*_READING, *_BLOCKS)],
             ),
             *_overrides("features.views", self.features.views, list(type(self.features.views).__dataclass_fields__)),
+            *_overrides(
+                "features.massive", self.features.massive, list(type(self.features.massive).__dataclass_fields__)
+            ),
         ]
         return " ".join(["diffprobe extract", *parts])
+
+
+def sample_texts(shard_set: ShardSet, samples: ImageBatch | FeatureBatch, captions: Sequence[str]) -> dict[str, Any]:
+    """Return the metadata of a batch's samples as keyword arguments of `DiffusionFeatures`.
+
+    `columns` holds `caption`, `class_name` and the attributes; None where a sample has no value.
+    """
+    columns: dict[str, list[str | None]] = {
+        "caption": [caption or None for caption in captions],
+        "class_name": _named(shard_set.classes, samples.label),
+    }
+    for name, ids in samples.attributes.items():
+        columns.setdefault(name, _named(shard_set.attributes[name], ids))
+    labels = samples.label.tolist()
+    return {"keys": samples.keys, "captions": columns["caption"], "labels": labels, "columns": columns}
+
+
+def request_texts(
+    request: Request, samples: ImageBatch | FeatureBatch, captions: Sequence[str], *, view: int | None = None
+) -> dict[str, Any]:
+    """Return `sample_texts` with the columns of `features.columns`, joined by key.
+
+    Args:
+        view: number of the view of the images, where `features.views` may draw the noise anew for each.
+    """
+    texts, table = sample_texts(request.shard_set, samples, captions), request.columns
+    if table is not None:
+        texts["columns"] |= {name: table.values(name, samples.keys) for name in table.columns}
+    if view is not None and request.features.views.redraw_noise:
+        texts["keys"] = view_keys(samples.keys, view)
+    return texts
+
+
+def _named(names: Sequence[str], ids: Tensor) -> list[str | None]:
+    return [names[i] if i >= 0 else None for i in ids.tolist()]
 
 
 def timestep_notes(schedule: NoiseSchedule, timesteps: Sequence[int]) -> dict[str, dict[str, float | None]]:

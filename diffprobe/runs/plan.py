@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from diffprobe.config.massive import MassiveConfig
 from diffprobe.config.parse import parse, record_tree, to_tree
 from diffprobe.config.schema import RunConfig
 from diffprobe.config.views import ViewsConfig
@@ -18,11 +19,13 @@ from diffprobe.runs.grid import Point, points
 from diffprobe.training.kinds.types import ProbeKind, ProbePlan, refuse_unread_views
 
 _ADDED_KEYS: dict[str, dict[str, object]] = {
-    "backbone": {"lora": None, "single_file_config": None, "part": "denoiser"},
+    "backbone": {"lora": None, "single_file_config": None, "part": "denoiser", "quantize": "none"},
     "data": {"val_fraction": None, "val_group": None},
     "probe": {"grid": {}, "batched": False, "metrics": []},
-    "features": {"placement": "auto", "shuffle": "samples", "views": to_tree(ViewsConfig())},
-}
+    "features": {
+        "placement": "auto", "shuffle": "samples", "views": to_tree(ViewsConfig()), "massive": to_tree(MassiveConfig()),
+    },
+}  # fmt: skip
 """Keys that later versions added, with their defaults; at its default a key is left out of the digest."""
 
 

@@ -66,16 +66,25 @@ class InterventionNetwork:
     Attributes:
         target: what the model predicts.
 
-    Raises: ConfigError for a backbone whose input has no noise.
+    Raises: ConfigError for a backbone whose input has no noise, and for features whose massive channels are treated.
     """
 
     def __init__(self, plan: ReadPlan, *, device: torch.device | str = "auto", rows: int | None = None) -> None:
         self.plan, self.device = plan, choose_device(device)
+        if plan.features.massive.active:
+            raise ConfigError(
+                f"features.massive.treatment={plan.features.massive.treatment}: an intervention replaces the network's "
+                "own maps, whose massive channels are as they are.",
+                fix="a run without features.massive",
+            )
         self.target: PredictionKind = plan.spec.prediction
         require_noise(plan.schedule, plan.checkpoint.name)
         self.rows = rows or rows_per_pass(plan.spec.latent_shape)
         offload = plan.backbone.offload == "blocks"
-        options = LoadOptions(dtype=DTYPES[plan.dtype], random_seed=plan.random_seed, offload_blocks=offload)
+        options = LoadOptions(
+            dtype=DTYPES[plan.dtype], random_seed=plan.random_seed, offload_blocks=offload,
+            quantize=plan.backbone.quantize,
+        )  # fmt: skip
         self._backbone = load_whole(plan.checkpoint, plan.family, plan.spec, options)
         denoiser: Any = self._backbone.denoiser  # the stubs of torch do not know memory_format here
         denoiser.to(memory_format=torch.channels_last)

@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 from diffusers.utils import logging as of_diffusers
 from transformers.utils import logging as of_transformers
@@ -27,3 +29,13 @@ def test_all_is_silent_inside_and_as_before_outside(bar: bool, capfd: pytest.Cap
     for library in LIBRARIES:
         library.set_verbosity_warning()
         library.enable_progress_bar()
+
+
+def test_kernels_that_cannot_be_loaded_are_not_reported(caplog: pytest.LogCaptureFixture) -> None:
+    logger, kernel = logging.getLogger("torchao"), logging.getLogger("torchao.some")
+    before = logger.level
+    with quiet_libraries():
+        kernel.warning("no such kernel")
+    assert logger.level == before and not caplog.messages
+    kernel.warning("no such kernel")
+    assert caplog.messages == ["no such kernel"]

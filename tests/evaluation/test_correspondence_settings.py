@@ -50,6 +50,7 @@ def test_variants_are_all_combinations_and_a_box_needs_parts() -> None:
         ({"fuse_with": ["pixels"], "fuse_weights": [1.0]}, "fuse_weights"),
         ({"fuse_with": ["pixels"], "fuse_weights": []}, "fuse_weights"),
         ({"massive_ratio": 1.0}, "massive_ratio"),
+        ({"features": {**TREE["features"], "massive": {"treatment": "drop"}}}, "features.massive"),
         ({"mixture": {"groups": 5}}, "groups"),
         ({"mixture": {"learning_rate": 0}}, "learning_rate"),
         ({"mixture": {"steps": 0}}, "steps"),

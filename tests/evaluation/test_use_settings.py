@@ -54,6 +54,8 @@ def test_a_run_on_views_is_measured_on_the_images(finished):
     assert not load_use([*PROBE, *views]).features.views.active
     with pytest.raises(ConfigError, match="features.views: an evaluation reads the images"):
         load_use(views)
+    with pytest.raises(ConfigError, match="features.massive"):
+        load_use(["features.massive.treatment=drop"])
 
 
 def test_a_control_of_random_weights_is_measured_as_such(finished):

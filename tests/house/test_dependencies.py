@@ -20,9 +20,10 @@ MODULES = {
 """Package -> its module, where the names differ."""
 OPTIONAL = {
     "sae_lens", "dictionary_learning", "sparsify", "overcomplete", "torchvision", "wandb_workspaces",
-    "datasets",
+    "datasets", "torchao",
 }  # fmt: skip
-"""Modules of the extras `peers`, `wandb`, `hub` and `dev`, which a command imports if they are there and else names."""
+"""Modules of the extras `peers`, `wandb`, `hub`, `quantize` and `dev`, which a command imports if they are there and
+else names."""
 
 
 def names(requirements: list[str]) -> set[str]:

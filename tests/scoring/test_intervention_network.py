@@ -39,6 +39,12 @@ def test_means_of_several_taps_are_those_that_their_maps_have(network, samples):
     assert sum(ticks) == len(samples)
 
 
+def test_features_with_treated_channels_are_refused(tiny_sd):
+    plan = plan_for(str(tiny_sd), taps=["mid_block"], timesteps=[T], massive={"treatment": "drop"})
+    with pytest.raises(ConfigError, match="massive"):
+        InterventionNetwork(plan, device="cpu")
+
+
 def test_a_map_that_is_put_back_changes_nothing(network, samples):
     untouched = network.errors(samples, T)
     same = put_features(Splice("mean"), lambda x: x.clone())
