@@ -94,9 +94,12 @@ class PromptExtraction:
     def __post_init__(self) -> None:
         backbone, sampling = self.backbone, self.sampling
         idle = [name for name in ("compile", "clean_input") if getattr(backbone, name)]
-        if idle or backbone.part != "denoiser" or backbone.offload != "none":
-            other = f"backbone.part={backbone.part}" if backbone.part != "denoiser" else "backbone.offload=blocks"
-            name = f"backbone.{idle[0]}=true" if idle else other
+        others = {"part": "denoiser", "offload": "none", "cpu_kernels": "mkl"}
+        given = {key: getattr(backbone, key) for key in others}
+        idle_names = [f"backbone.{name}=true" for name in idle]
+        idle_names += [f"backbone.{key}={value}" for key, value in given.items() if value != others[key]]
+        if idle_names:
+            name = idle_names[0]
             raise ConfigError(f"{name}: prompts are sampled with the whole denoiser, as it is.", fix="remove it")
         if self.features.unconditional and sampling.guidance == 0:
             raise ConfigError(

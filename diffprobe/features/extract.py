@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from diffprobe.backbones.cpu_kernels import KernelChoice
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.core.byte_size import folder_bytes, size
 from diffprobe.core.errors import ConfigError, StoreIncomplete, StoreMismatch
@@ -19,6 +20,7 @@ from diffprobe.core.progress import Announce, Bar, MakeBar, ProgressDisplay
 from diffprobe.core.restarts import note_start
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.features.disk_space import Need, check_space, features_need, latents_need
+from diffprobe.features.kernel_record import record_kernels, settle_kernels
 from diffprobe.features.latent_cache import CELL, LatentCache
 from diffprobe.features.manifest import ShardEntry
 from diffprobe.features.reader import FeatureStore
@@ -71,7 +73,10 @@ def extract(
     whole.check_values()
     for split in whole.splits:
         require_empty_shards(whole.shard_set, split, whole.data.caps)
+    stores = [part.path for part in unserved]
+    kernels = settle_kernels(whole, stores)
     for part in unserved:
+        record_kernels(part.request, kernels)
         part.open(process)
     beat = heartbeat_path()
     if beat is not None:
@@ -83,7 +88,11 @@ def extract(
                 f"data.num_workers={data.num_workers}, of which extraction uses one: rows are written in shard order"
             )
         _check_space(unserved, announce)
-        _extract(whole, [part for part in unserved if part.pending], progress, announce)
+        if backbone.cpu_kernels != "mkl":
+            announce(str(kernels))
+        # read again: another process may have begun these stores since
+        kernels = settle_kernels(whole, stores)
+        _extract(whole, [part for part in unserved if part.pending], progress, announce, kernels=kernels)
     for part in unserved:
         part.writer.finish()
     return parts[0].path
@@ -155,9 +164,11 @@ def _check_space(parts: Sequence[_Part], announce: Announce) -> None:
     )
 
 
-def _extract(whole: Request, parts: Sequence[_Part], progress: bool | MakeBar, announce: Announce) -> None:
+def _extract(
+    whole: Request, parts: Sequence[_Part], progress: bool | MakeBar, announce: Announce, *, kernels: KernelChoice
+) -> None:
     announce("loading the backbone")
-    whole.load_extractor(images=any(part.to_encode for part in parts))
+    whole.load_extractor(images=any(part.to_encode for part in parts), kernels=kernels)
     n, started = sum(shard.n for part in parts for shard in part.pending), time.monotonic()
     with ProgressDisplay(shown=progress is True) as display, _main_bar(n, progress, display) as bar:
         for part in parts:

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from diffprobe.backbones.cell import Cell
+from diffprobe.backbones.cpu_kernels import KernelChoice
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.noise import NoiseSchedule
 from diffprobe.backbones.plan import ReadPlan, make_plan
@@ -124,9 +125,13 @@ class Request:
             found.append(other)
         return found
 
-    def load_extractor(self, *, images: bool) -> None:
-        """Load the backbone now; without `images`, for cached latents only, the VAE is not loaded."""
-        vars(self)["extractor"] = DiffusionFeatures.from_plan(self.plan, images=images)
+    def load_extractor(self, *, images: bool, kernels: KernelChoice | None = None) -> None:
+        """Load the backbone now; without `images`, for cached latents only, the VAE is not loaded.
+
+        Args:
+            kernels: library of linear layers; None takes what `backbone.cpu_kernels` gives.
+        """
+        vars(self)["extractor"] = DiffusionFeatures.from_plan(self.plan, images=images, kernels=kernels)
 
     def share_extractor(self, other: "Request") -> None:
         """Take the loaded backbone of a request for the same cells."""
