@@ -26,6 +26,8 @@ MARGIN = 1.15
 """`auto` takes oneDNN where it is this many times as fast as MKL, which is beyond the spread of the measurement."""
 _MIN_ROWS = 32
 """Fewest rows of a product that goes to oneDNN: below, it reads and reorders the weights for little arithmetic."""
+_PASS = 64
+"""Rows of a pass that products are measured for where `max_rows_per_pass` is not set, before they are cut."""
 _PROBE_ROWS = 512
 """Most rows of a measured product; speeds hardly grow beyond."""
 _SHARE, _MAX_SHAPES, _REPEATS = 0.9, 8, 5
@@ -86,18 +88,16 @@ def check_kernels(plan: ReadPlan) -> None:
 
 
 def linear_shapes(plan: ReadPlan) -> tuple[Shape, ...]:
-    """List the products of the linear layers that a plan runs, for one image at all timesteps; no weights are read.
+    """List the products of the linear layers that a plan runs in a full pass; no weights are read.
 
     Those of few rows are left out, since they stay with MKL.
     """
     found: Counter[tuple[int, int, int]] = Counter()
-    per_image = min(
-        len(plan.timesteps) * len(plan.branches) * plan.draws, plan.backbone.max_rows_per_pass or _PROBE_ROWS
-    )
+    of_pass = plan.backbone.max_rows_per_pass or _PASS
 
     def note(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, nn.Linear)
-        rows = per_image * args[0].numel() // layer.in_features
+        rows = of_pass * args[0].numel() // layer.in_features
         found[min(rows, _PROBE_ROWS), layer.in_features, layer.out_features] += 1
 
     layers = [plan.spec.denoiser.get_submodule(path) for path in plan.needed if path]

@@ -25,7 +25,7 @@ from diffprobe.backbones.taps import list_taps
 from diffprobe.benchmarks.extraction_models import SIZES, TIMESTEPS, ModelShape, pooled, write_model
 from diffprobe.benchmarks.machine import clock_of, count_flop, machine, matmul_gflops, seconds
 from diffprobe.config.validators import a_device, at_least
-from diffprobe.core.errors import ConfigError, RunFailed
+from diffprobe.core.errors import ConfigError, DiffprobeError
 from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.rng import noise_for
 
@@ -267,7 +267,7 @@ def _row(
             try:
                 others[way] = _open(folder, setting, taps, timesteps, way)
                 found[way] = others[way](baseline.images, keys=baseline.keys)
-            except RunFailed as error:
+            except DiffprobeError as error:  # of a compiler, or a model without layers that a way is for
                 absent[way] = error.what
                 others.pop(way, None)
             first[way] = time.perf_counter() - start

@@ -83,12 +83,14 @@ def test_features_differ_by_rounding_only(
     assert by_onednn.fingerprint == plain.fingerprint
 
 
-def test_products_are_those_of_one_image_at_all_timesteps(plan: ReadPlan) -> None:
-    found = linear_shapes(plan)
-    alone = linear_shapes(replace(plan, timesteps=(100,)))
-    tokens = {(d_in, d_out): rows for rows, d_in, d_out, _ in alone}
-    assert found and all(n >= 1 and rows >= 32 for rows, _, _, n in found)
-    assert all(rows == 2 * tokens.get((d_in, d_out), rows / 2) for rows, d_in, d_out, _ in found)
+def test_products_are_those_of_a_full_pass(plan: ReadPlan) -> None:
+    def of(rows: int | None) -> dict[tuple[int, int], int]:
+        limited = replace(plan, backbone=replace(plan.backbone, max_rows_per_pass=rows))
+        return {(d_in, d_out): found for found, d_in, d_out, _ in linear_shapes(limited)}
+
+    many, few = of(4), of(2)
+    assert few and max(of(None).values()) == 512 and min(many.values()) >= 32
+    assert all(many[layer] == min(512, 2 * rows) for layer, rows in few.items())
 
 
 def test_the_products_with_most_operations_are_measured() -> None:
