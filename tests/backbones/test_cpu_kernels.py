@@ -24,7 +24,7 @@ KEYS = ["a/0", "a/1", "b.2", "b.3", "c"]
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def plan(tiny_sd: Path) -> ReadPlan:
     options = {"taps": ["mid_block"], "timesteps": [100, 300], "device": "cpu", "cpu_kernels": "auto"}
     return make_plan(*make_configs(str(tiny_sd), options))
