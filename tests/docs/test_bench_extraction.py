@@ -1,12 +1,15 @@
-"""The tables of a transformer's extraction in docs/benchmarks.md are those of the recorded measurement."""
+"""The tables of transformers' extraction in docs/benchmarks.md are those of the recorded measurement."""
 
 import json
+
+import pytest
 
 from tests.docs.markdown import ROOT
 
 
-def test_the_tables_are_those_of_the_recorded_measurement() -> None:
-    found = json.loads((ROOT / "docs/results/extraction/dit.json").read_text("utf-8"))
+@pytest.mark.parametrize("size", ["dit", "mmdit"])
+def test_the_tables_are_those_of_the_recorded_measurement(size: str) -> None:
+    found = json.loads((ROOT / f"docs/results/extraction/{size}.json").read_text("utf-8"))
     text, setting = (ROOT / "docs/benchmarks.md").read_text("utf-8"), found["setting"]
     given = [f"--{name} {setting[name]}" for name in ("size", "resolution", "images", "repeats")]
     assert f"diffprobe bench extraction {' '.join(given)}" in text
@@ -14,7 +17,9 @@ def test_the_tables_are_those_of_the_recorded_measurement() -> None:
     for row in found["rows"]:
         plain, ours, floor = (row[name] for name in ("naive_s", "ours_s", "floor_s"))
         cells = [row["name"], *(f"{x:.3g}" for x in (plain, ours, floor)), f"{ours / floor:.2f}", f"{plain / ours:.1f}"]
-        assert f"| dit | {' | '.join(cells)} |" in text
+        assert f"| {size} | {' | '.join(cells)} |" in text
         (way,) = row["ways"]
         ratio = way["ours_s"] / ours
-        assert f"| {row['name']} | {way['ours_s']:.3g} | {ratio:.2f} | {way['largest_difference']:.1e} |" in text
+        assert (
+            f"| {size} | {row['name']} | {way['ours_s']:.3g} | {ratio:.2f} | {way['largest_difference']:.1e} |" in text
+        )
