@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffprobe.backbones.base import DTYPES, Backbone, Condition
 from diffprobe.backbones.compiled import compile_regions, compiling
+from diffprobe.backbones.cpu_kernels import use_onednn
 from diffprobe.backbones.hooks import Capture
 from diffprobe.backbones.plan import ReadPlan
 from diffprobe.backbones.pool import add_rows, make_pool
@@ -49,9 +50,12 @@ class DenoiserRunner:
         plan: what is read; its backbone config fixes rows per pass, memory layout and compilation.
         backbone: the loaded backbone.
         compile_backend: backend of torch.compile, where the plan compiles.
+        kernels: library of linear layers, one of `cpu_kernels.KERNELS`.
     """
 
-    def __init__(self, plan: ReadPlan, backbone: Backbone, *, compile_backend: str = "inductor") -> None:
+    def __init__(
+        self, plan: ReadPlan, backbone: Backbone, *, compile_backend: str = "inductor", kernels: str = "mkl"
+    ) -> None:
         config = plan.backbone
         self._plan, self._backbone, self._shape = plan, backbone, plan.spec.latent_shape
         self.rows = config.max_rows_per_pass or rows_per_pass(self._shape)
@@ -62,6 +66,8 @@ class DenoiserRunner:
         self._compiled = config.compile
         if config.compile:
             compile_regions(denoiser, plan.spec.blocks, paths, backend=compile_backend)
+        if kernels == "onednn":
+            use_onednn(denoiser)
         self._pool = make_pool(plan.pool, seed=plan.seed)
         self._bounds: dict[str, Tensor] | None = None
         self._places: tuple[Tensor, Tensor] | None = None  # timestep and branch of each row of the current pass

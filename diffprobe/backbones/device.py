@@ -63,12 +63,36 @@ def _own_accelerator() -> torch.device:
 
 @contextmanager
 def exact(device: torch.device, dtype: str) -> Iterator[None]:
-    """Run in the requested precision: no autocast of a surrounding step, and no TF32 for float32."""
+    """Run in the requested precision: no autocast of a surrounding step, and neither TF32 nor bfloat16 for float32."""
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, enabled=False))
-        if device.type == "cuda" and dtype == "float32":
-            stack.enter_context(_no_tf32())
+        if device.type in _FULL_PRECISION and dtype == "float32":
+            stack.enter_context(_FULL_PRECISION[device.type]())
         yield
+
+
+@contextmanager
+def _no_bfloat16() -> Iterator[None]:
+    """Keep float32 products and convolutions of a CPU in float32.
+
+    Where a user set `torch.set_float32_matmul_precision("medium")`, torch computes them in bfloat16 on a processor with
+    instructions for it; torch before 2.9 has no switch of its own for that.
+    """
+    onednn: Any = torch.backends.mkldnn
+    new = [onednn.matmul, onednn.conv] if hasattr(onednn, "conv") else []
+    before = [switch.fp32_precision for switch in new]
+    precision = _read(torch.get_float32_matmul_precision) if not new else None
+    try:
+        if not new:
+            torch.set_float32_matmul_precision("highest")
+        for switch in new:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
+        for switch, value in zip(new, before, strict=True):
+            switch.fp32_precision = value
 
 
 @contextmanager
@@ -103,3 +127,7 @@ def _read(old_switch: Callable[[], Value]) -> Value | None:
         return old_switch()
     except RuntimeError:
         return None
+
+
+_FULL_PRECISION = {"cuda": _no_tf32, "cpu": _no_bfloat16}
+"""Type of a device -> what keeps float32 in float32 there."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffprobe.backbones.base import DTYPES, Backbone, Condition, ConditionInput, LoadOptions
 from diffprobe.backbones.cell import Cell
+from diffprobe.backbones.cpu_kernels import KernelChoice, choose_kernels
 from diffprobe.backbones.denoiser_runner import DenoiserRunner, explain_oom
 from diffprobe.backbones.device import choose_device, exact, warn_slow_bfloat16
 from diffprobe.backbones.loading import load_backbone
@@ -44,11 +45,13 @@ class DiffusionFeatures:
         device: device of the backbone.
     """
 
-    def __init__(self, plan: ReadPlan, backbone: Backbone, *, compile_backend: str = "inductor") -> None:
+    def __init__(
+        self, plan: ReadPlan, backbone: Backbone, *, compile_backend: str = "inductor", kernels: str = "mkl"
+    ) -> None:
         self.plan, self.cells, self.widths, self.resolution = plan, plan.cells, plan.widths, plan.resolution
         self.device = torch.device("cpu")
         self._backbone, self._shape, self._released = backbone, plan.spec.latent_shape, False
-        self._run = DenoiserRunner(plan, backbone, compile_backend=compile_backend)
+        self._run = DenoiserRunner(plan, backbone, compile_backend=compile_backend, kernels=kernels)
         self._treated = False
 
     @classmethod
@@ -83,6 +86,7 @@ class DiffusionFeatures:
         max_modules: int = MAX_MODULES,
         channels_last: bool = True,
         compile: bool | str = False,
+        cpu_kernels: str = "mkl",
         offload: str = "none",
         quantize: str = "none",
     ) -> Self:
@@ -124,6 +128,8 @@ class DiffusionFeatures:
             channels_last: memory layout of the convolutions. Changes features by rounding only.
             compile: compile the blocks with torch.compile at their first pass; a name chooses another backend than
                 inductor. Changes features by rounding only.
+            cpu_kernels: library of float32 linear layers on a CPU: `mkl`, `onednn`, or `auto` to measure which is
+                faster (`backbones.cpu_kernels`). Changes features by rounding only.
             offload: `blocks` leaves the denoiser's blocks in files; each pass reads them one by one, two at a time.
             quantize: `int8` or `fp8` holds the weights of the linear layers in the blocks in 8 bits (weight-only).
         Raises: UnknownTap, BadTimestep, WeightsMissing, WeightsMismatch, ConfigError.
@@ -141,14 +147,23 @@ class DiffusionFeatures:
         return cls.from_plan(make_plan(backbone, features))
 
     @classmethod
-    def from_plan(cls, plan: ReadPlan, *, images: bool = True, compile_backend: str = "inductor") -> Self:
+    def from_plan(
+        cls,
+        plan: ReadPlan,
+        *,
+        images: bool = True,
+        compile_backend: str = "inductor",
+        kernels: KernelChoice | None = None,
+    ) -> Self:
         """Load what a plan needs, on the device that its config names.
 
         Args:
             images: whether images will be encoded; without it no VAE is loaded, and only `from_latents` works.
             compile_backend: backend of torch.compile, where the plan compiles.
+            kernels: library of linear layers; None takes what the plan's `cpu_kernels` gives.
         Raises: WeightsMissing, WeightsMismatch, ConfigError.
         """
+        kernels = choose_kernels(plan) if kernels is None else kernels
         device = choose_device(plan.backbone.device)
         if device.type == "cpu" and plan.dtype == "bfloat16":
             warn_slow_bfloat16("backbone.dtype=bfloat16", "backbone.dtype=float32")
@@ -163,7 +178,7 @@ class DiffusionFeatures:
         short = explain_oom("while the weights were loaded", fix="backbone.dtype=bfloat16, or ask for more memory")
         with module_limit(plan.backbone.max_modules), naming(where, "a checkpoint that can be loaded"), short:
             backbone = load_backbone(plan.checkpoint, plan.family, plan.spec, plan.needed, options)
-        return cls(plan, backbone, compile_backend=compile_backend).to(device)
+        return cls(plan, backbone, compile_backend=compile_backend, kernels=kernels.used).to(device)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:

@@ -1,44 +1,38 @@
 """`diffprobe bench extraction`: time of feature extraction, compared with a baseline and with a floor.
 
-The model has the shape of Stable Diffusion 1.5 and random weights. The baseline encodes image and prompt and runs the
-whole denoiser for every tap and timestep, in the same precision (no TF32 for float32). The floor is computed, not run:
-the operations of one image encoding and of the denoiser up to the deepest tap, at the speed that the unmodified
-networks reach in the same run.
+The model has the shape of a published one and random weights (`extraction_models.py`). The baseline encodes image and
+prompt and runs the whole denoiser for every tap and timestep, in the same precision (no TF32 for float32). The floor is
+computed, not run: the operations of one image encoding and of the denoiser up to the deepest tap, at the speed that the
+unmodified networks reach in the same run. Ours is also measured with other kernels: `ways` of the report.
 """
 
 import json
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffprobe.backbones.base import DTYPES
-from diffprobe.backbones.device import exact
+from diffprobe.backbones.base import DTYPES, Condition
+from diffprobe.backbones.device import choose_device, exact
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.library_logging import quiet_libraries
+from diffprobe.backbones.latent_backbone import TextBackbone
 from diffprobe.backbones.taps import list_taps
-from diffprobe.backbones.text_encoders import load_clip_text
-from diffprobe.benchmarks.machine import count_flop, machine, matmul_gflops, seconds, wait
+from diffprobe.benchmarks.extraction_models import SIZES, TIMESTEPS, ModelShape, pooled, write_model
+from diffprobe.benchmarks.machine import clock_of, count_flop, machine, matmul_gflops, seconds
 from diffprobe.config.validators import a_device, at_least
-from diffprobe.core.errors import ConfigError
+from diffprobe.core.errors import ConfigError, DiffprobeError
 from diffprobe.core.memory import keep_freed_memory
 from diffprobe.core.rng import noise_for
 
-ONE = ("up_blocks.1",), (25,)
-"""One tap at one timestep: the main setting of Revelio."""
-GRID = ("mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2"), (0, 25, 100, 200, 500)
-"""The layers and timesteps of Revelio."""
-
-SIZES: dict[str, dict[str, Any]] = {
-    "sd15": {"unet": (320, 640, 1280, 1280), "vae": (128, 256, 512, 512), "layers": 2, "text": (768, 12, 12)},
-    "small": {"unet": (64, 128, 128, 128), "vae": (64, 64, 64, 64), "layers": 1, "text": (32, 2, 4)},
-}
-"""Channels per level, layers per block, and width, layers and heads of the text encoder."""
+ONE_TIMESTEP = (25,)
+"""The main setting of Revelio, with one tap."""
+ONEDNN, COMPILED = "backbone.cpu_kernels=onednn", "backbone.compile=true"
+"""Ways to run ours, by their setting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +46,29 @@ class Setting:
     images: int = 2
     """Images per call; times are per image."""
     repeats: int = 3
-    """Repetitions, alternating between ours and the baseline; the fastest of each counts."""
+    """Repetitions, alternating between ours, its ways, the baseline and the networks; the fastest of each counts."""
     dtype: str = "float32"
     """Precision of the forward pass."""
     device: str = "auto"
     """Torch device."""
+    compile: bool = False
+    """Measure ours with compiled blocks too; the first call then takes minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """Ours with another setting of speed, in the same run."""
+
+    name: str
+    """The setting."""
+    ours_s: float | None
+    """Seconds per image; None if it cannot be run here."""
+    first_s: float | None
+    """Wall seconds of the first call, with what is compiled or prepared for it."""
+    largest_difference: float | None
+    """Largest difference from ours as it is, relative to the largest feature."""
+    missing: str | None = None
+    """Why it cannot be run here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +83,7 @@ class ExtractionRow:
     floor_s: float
     largest_difference: float
     """Largest difference between baseline features and ours, relative to the largest feature."""
+    ways: tuple[Way, ...] = ()
 
     @property
     def over_floor(self) -> float:
@@ -89,6 +102,10 @@ class ExtractionReport:
 
     setting: Setting
     machine: str
+    clock: str
+    """`processor` or `wall`: what the seconds are of."""
+    parameters: int
+    """Parameters of the denoiser."""
     vae_gflop: float
     denoiser_gflop: float
     denoiser_gflops: float
@@ -102,6 +119,50 @@ class ExtractionReport:
         return json.dumps(asdict(self), indent=2)
 
 
+def read_report(text: str) -> ExtractionReport:
+    """Read what `ExtractionReport.to_json` wrote."""
+    found = json.loads(text)
+    rows = []
+    for row in found.pop("rows"):
+        ways = tuple(Way(**way) for way in row.pop("ways"))
+        lists = {name: tuple(row.pop(name)) for name in ("taps", "timesteps")}
+        rows.append(ExtractionRow(ways=ways, **lists, **row))
+    return ExtractionReport(setting=Setting(**found.pop("setting")), rows=tuple(rows), **found)
+
+
+def render(report: ExtractionReport) -> str:
+    """Return the conditions and the tables in Markdown."""
+    setting = report.setting
+    lines = [
+        f"{report.machine}; {setting.size} at {setting.resolution} px, {setting.dtype}, {setting.images} images/call, "
+        f"{report.clock} time",
+        f"per image: VAE encoder {report.vae_gflop:,.0f} GFLOP, denoiser {report.denoiser_gflop:,.0f} GFLOP "
+        f"({report.parameters / 1e6:,.0f} M parameters); whole denoiser {report.denoiser_gflops:,.0f} GFLOP/s, "
+        f"{report.denoiser_gflops / report.matmul_gflops:.0%} of a matrix product",
+        "",
+        "| features | baseline, s/image | ours, s/image | floor, s/image | ours / floor | baseline / ours |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report.rows:
+        lines.append(
+            f"| {row.name} | {row.naive_s:.3g} | {row.ours_s:.3g} | {row.floor_s:.3g} "
+            f"| {row.over_floor:.2f} | {row.speed_up:.1f} |"
+        )
+    if any(row.ways for row in report.rows):
+        lines += ["", "| ours with | features | s/image | x as it is | first call, s | largest difference |"]
+        lines += ["|---|---|---|---|---|---|"]
+    for row in report.rows:
+        lines += [f"| `{way.name}` | {row.name} | {_way_cells(way, row.ours_s)} |" for way in row.ways]
+    difference = max(row.largest_difference for row in report.rows)
+    return "\n".join([*lines, "", f"largest difference from the baseline: {difference:.1e} of the largest feature"])
+
+
+def _way_cells(way: Way, as_it_is: float) -> str:
+    if way.ours_s is None or way.first_s is None or way.largest_difference is None:
+        return f"not run: {way.missing} | | |"
+    return f"{way.ours_s:.3g} | {way.ours_s / as_it_is:.2f} | {way.first_s:.1f} | {way.largest_difference:.1e}"
+
+
 def bench_extraction(setting: Setting, *, progress: Callable[[str], None] = lambda line: None) -> ExtractionReport:
     """Measure both scenarios.
 
@@ -113,28 +174,35 @@ def bench_extraction(setting: Setting, *, progress: Callable[[str], None] = lamb
     if setting.size not in SIZES or setting.images < 1 or setting.repeats < 1:
         raise ConfigError(f"bench extraction: invalid {setting}.", f"sizes: {', '.join(SIZES)}; counts: at least 1")
     at_least(1, resolution=setting.resolution)
+    if setting.resolution % 16:
+        raise ConfigError(f"bench extraction: resolution {setting.resolution} is not a multiple of 16.")
     a_device(setting.device)
     keep_freed_memory()
+    shape = SIZES[setting.size]
     with tempfile.TemporaryDirectory(prefix="diffprobe-bench-") as scratch, torch.no_grad():
         progress(f"writing a model of size {setting.size} with random weights")
-        folder = write_checkpoint(Path(scratch), SIZES[setting.size])
-        whole = _open(folder, setting, ("conv_out",), (0,))
-        baseline = Baseline(whole, setting, folder)
-        progress("measuring the unmodified networks")
-        costs = baseline.costs()
+        folder = write_model(Path(scratch), shape, setting.resolution)
+        whole = _open(folder, setting, (shape.end,), (0,))
+        baseline = Baseline(whole, setting, shape)
         shares = {tap.path: tap.flop_share or 0.0 for tap in list_taps(str(folder), resolution=setting.resolution)}
-        rows = []
-        for name, (taps, timesteps) in (("one tap, one timestep", ONE), ("4 taps x 5 timesteps", GRID)):
+        rows, speeds = [], []
+        for name, taps, timesteps in (
+            ("one tap, one timestep", (shape.one,), ONE_TIMESTEP),
+            (f"{len(shape.grid)} taps x {len(TIMESTEPS)} timesteps", shape.grid, TIMESTEPS),
+        ):
             progress(f"measuring {name}")
-            deepest = max(shares[tap] for tap in taps)
-            floor = costs.vae_s + len(timesteps) * deepest * costs.denoiser_s
-            rows.append(_row(name, _open(folder, setting, taps, timesteps), baseline, floor))
+            row, costs = _row(name, folder, setting, taps, timesteps, baseline, max(shares[tap] for tap in taps))
+            rows.append(row)
+            speeds.append(costs)
+        vae_flop, denoiser_flop = baseline.flop()
     return ExtractionReport(
         setting=setting,
         machine=machine(),
-        vae_gflop=costs.vae_flop / 1e9,
-        denoiser_gflop=costs.denoiser_flop / 1e9,
-        denoiser_gflops=costs.denoiser_flop / costs.denoiser_s / 1e9,
+        clock=clock_of(whole.device)[0],
+        parameters=sum(p.numel() for p in whole._backbone.denoiser.parameters()),
+        vae_gflop=vae_flop / 1e9,
+        denoiser_gflop=denoiser_flop / 1e9,
+        denoiser_gflops=denoiser_flop / min(costs.denoiser_s for costs in speeds) / 1e9,
         matmul_gflops=_matmul_gflops(whole.device, setting.dtype),
         rows=tuple(rows),
     )
@@ -145,7 +213,9 @@ def _matmul_gflops(device: torch.device, dtype: str) -> float:
         return matmul_gflops(device, DTYPES[dtype], side=8192 if device.type == "cuda" else 2048)
 
 
-def _open(folder: Path, setting: Setting, taps: Sequence[str], timesteps: Sequence[int]) -> DiffusionFeatures:
+def _open(
+    folder: Path, setting: Setting, taps: Sequence[str], timesteps: Sequence[int], way: str | None = None
+) -> DiffusionFeatures:
     return DiffusionFeatures.from_pretrained(
         str(folder),
         taps=taps,
@@ -154,40 +224,95 @@ def _open(folder: Path, setting: Setting, taps: Sequence[str], timesteps: Sequen
         dtype=setting.dtype,
         device=setting.device,
         random_weights=True,
+        compile=way == COMPILED,
+        cpu_kernels="onednn" if way == ONEDNN else "mkl",
     )
 
 
-def _row(name: str, ours: DiffusionFeatures, baseline: "Baseline", floor: float) -> ExtractionRow:
-    taps, timesteps = [tap.path for tap in ours.plan.taps], ours.plan.timesteps
-    n, times = len(baseline.images), {"naive": float("inf"), "ours": float("inf")}
-    found = ours(baseline.images, keys=baseline.keys)  # warm-up: caches, kernels, memory pages
-    for _ in range(baseline.repeats):
-        times["ours"] = min(times["ours"], seconds(lambda: ours(baseline.images, keys=baseline.keys), ours.device))
-        start = time.perf_counter()
-        expected = {(tap, t): baseline.features(tap, t) for tap in taps for t in timesteps}
-        wait(ours.device)
-        times["naive"] = min(times["naive"], time.perf_counter() - start)
-    pairs = [(found[cell.name], expected[cell.tap, cell.timestep]) for cell in ours.cells]
-    scale = max(float(theirs.abs().max()) for _, theirs in pairs)
-    return ExtractionRow(
-        name=name,
-        taps=tuple(taps),
-        timesteps=tuple(timesteps),
-        naive_s=times["naive"] / n,
-        ours_s=times["ours"] / n,
-        floor_s=floor,
-        largest_difference=max(float((mine - theirs).abs().max()) for mine, theirs in pairs) / scale,
-    )
+def _ways(setting: Setting) -> dict[str, str | None]:
+    """Return the ways that are measured, and why one of them cannot be run here."""
+    device, found = choose_device(setting.device), dict[str, str | None]()
+    if device.type == "cpu" and setting.dtype == "float32":
+        found[ONEDNN] = None if torch.backends.mkldnn.is_available() else "torch was built without oneDNN"
+    if setting.compile:
+        compiler = device.type != "cpu" or any(map(shutil.which, ("g++", "clang++")))
+        found[COMPILED] = None if compiler else "no C++ compiler (g++) was found"
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Operations and seconds per image."""
+    """Seconds per image of the two large networks, unmodified."""
 
-    vae_flop: int
     vae_s: float
-    denoiser_flop: int
     denoiser_s: float
+
+
+def _row(
+    name: str,
+    folder: Path,
+    setting: Setting,
+    taps: Sequence[str],
+    timesteps: Sequence[int],
+    baseline: "Baseline",
+    share: float,
+) -> tuple[ExtractionRow, Costs]:
+    """Measure one scenario; `share` is the part of the denoiser's operations until the deepest tap."""
+    ours = _open(folder, setting, taps, timesteps)
+    absent, first, others = _ways(setting), dict[str, float](), dict[str, DiffusionFeatures]()
+    found = {"": ours(baseline.images, keys=baseline.keys)}  # warm-up: caches, kernels, memory pages
+    for way, reason in absent.items():
+        if reason is None:
+            start = time.perf_counter()
+            try:
+                others[way] = _open(folder, setting, taps, timesteps, way)
+                found[way] = others[way](baseline.images, keys=baseline.keys)
+            except DiffprobeError as error:  # of a compiler, or a model without layers that a way is for
+                absent[way] = error.what
+                others.pop(way, None)
+            first[way] = time.perf_counter() - start
+    times: dict[str, float] = {}
+
+    def note(key: str, run: Callable[[], object]) -> None:
+        times[key] = min(times.get(key, float("inf")), seconds(run, ours.device, baseline.clock))
+
+    expected: dict[tuple[str, int], Tensor] = {}
+    for _ in range(setting.repeats):
+        for way, extractor in {"": ours, **others}.items():
+            note(way, lambda extractor=extractor: extractor(baseline.images, keys=baseline.keys))  # type: ignore[misc]
+        note("naive", lambda: expected.update(baseline.grid(taps, timesteps)))
+        with exact(ours.device, setting.dtype):
+            note("encode", baseline.encode)
+            note("denoise", baseline.denoise)
+    n = len(baseline.images)
+    costs = Costs(vae_s=times["encode"] / n, denoiser_s=times["denoise"] / n)
+    row = ExtractionRow(
+        name=name,
+        taps=tuple(taps),
+        timesteps=tuple(timesteps),
+        naive_s=times["naive"] / n,
+        ours_s=times[""] / n,
+        floor_s=costs.vae_s + len(timesteps) * share * costs.denoiser_s,
+        largest_difference=_difference(found[""], {c.name: expected[c.tap, c.timestep] for c in ours.cells}),
+        ways=tuple(
+            Way(name=way, ours_s=None, first_s=None, largest_difference=None, missing=absent[way])
+            if way not in others
+            else Way(
+                name=way,
+                ours_s=times[way] / n,
+                first_s=first[way],
+                largest_difference=_difference(found[way], found[""]),
+            )
+            for way in absent
+        ),
+    )
+    return row, costs
+
+
+def _difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Return the largest difference of two sets of features, relative to the largest feature."""
+    scale = max(float(value.abs().max()) for value in expected.values())
+    return max(float((found[cell] - value).abs().max()) for cell, value in expected.items()) / scale
 
 
 class Baseline:
@@ -196,100 +321,58 @@ class Baseline:
     Args:
         whole: an extractor with a complete denoiser; its networks are called directly.
         setting: what to measure.
-        folder: the checkpoint.
+        shape: of the model.
     """
 
-    def __init__(self, whole: DiffusionFeatures, setting: Setting, folder: Path) -> None:
-        self._backbone = whole._backbone
-        self._plan, self.repeats, self._device = whole.plan, setting.repeats, whole.device
+    def __init__(self, whole: DiffusionFeatures, setting: Setting, shape: ModelShape) -> None:
+        self._backbone, self._shape = whole._backbone, shape
+        self._plan, self._device = whole.plan, whole.device
+        self.clock = clock_of(whole.device)[1]
         generator = torch.Generator().manual_seed(0)
         self.images = torch.rand(setting.images, 3, setting.resolution, setting.resolution, generator=generator)
+        self.images = self.images.to(whole.device)
         self.keys = [f"image {i}" for i in range(setting.images)]
         self._name, self._dtype = setting.dtype, DTYPES[setting.dtype]
-        text = load_clip_text(folder, dtype=self._dtype)
-        text.encoder.to(whole.device)
-        self._embed = lambda: {"encoder_hidden_states": text([""])[0].expand(setting.images, -1, -1)}
-
-    def features(self, tap: str, t: int) -> Tensor:
-        """Encode images and prompt, run the whole denoiser, and return the spatial mean of one tap."""
-        found: list[Tensor] = []
         with exact(self._device, self._name):
-            clean, condition = self._backbone.encode_images(self.images.to(self._device)), self._embed()
-            return self._read(tap, clean, t, condition, found)
+            self._clean, self._condition = self.encode(), self._embed()
 
-    def _read(self, tap: str, clean: Tensor, t: int, condition: dict[str, Tensor], found: list[Tensor]) -> Tensor:
+    def grid(self, taps: Sequence[str], timesteps: Sequence[int]) -> dict[tuple[str, int], Tensor]:
+        """Return the spatial means of some taps at some timesteps, one after the other."""
+        with exact(self._device, self._name):
+            return {(tap, t): self._features(tap, t) for tap in taps for t in timesteps}
+
+    def _features(self, tap: str, t: int) -> Tensor:
+        """Encode images and prompt, run the whole denoiser, and return the spatial mean of one tap."""
+        clean, condition, found = self.encode(), self._embed(), list[Tensor]()
         handle = self._backbone.denoiser.get_submodule(tap).register_forward_hook(
-            lambda module, args, output: found.append(output if isinstance(output, Tensor) else output[0])
+            lambda module, args, output: found.append(pooled(self._shape, output))
         )
         try:
             self._backbone.denoise(*self._noised(clean, t), condition)
         finally:
             handle.remove()
-        return found[0].float().mean((2, 3))
+        return found[0]
 
-    def costs(self) -> Costs:
-        """Count and time the operations of the two large networks, unmodified."""
-        images = self.images.to(self._device)
-        clean, condition = self._backbone.encode_images(images), self._embed()
-        encode = lambda: self._backbone.encode_images(images)  # noqa: E731
-        denoise = lambda: self._backbone.denoise(*self._noised(clean, 25), condition)  # noqa: E731
-        n = len(images)
-        times = {"encode": float("inf"), "denoise": float("inf")}
+    def _embed(self) -> Condition:
+        """Encode the empty prompt or the null class, without the cache of prompts."""
+        whole = self._backbone
+        rows = whole._prompts._encode([""]) if isinstance(whole, TextBackbone) else whole.encode_conditions([None])
+        return {name: x.expand(len(self.images), *x.shape[1:]) for name, x in rows.items()}
+
+    def encode(self) -> Tensor:
+        """Encode the images to latents."""
+        return self._backbone.encode_images(self.images)
+
+    def denoise(self) -> None:
+        """Run the whole denoiser once."""
+        self._backbone.denoise(*self._noised(self._clean, 25), self._condition)
+
+    def flop(self) -> tuple[int, int]:
+        """Count the operations per image of encoding and of the whole denoiser."""
         with exact(self._device, self._name):
-            for _ in range(self.repeats):
-                times["encode"] = min(times["encode"], seconds(encode, self._device))
-                times["denoise"] = min(times["denoise"], seconds(denoise, self._device))
-        return Costs(
-            vae_flop=count_flop(encode) // n,
-            vae_s=times["encode"] / n,
-            denoiser_flop=count_flop(denoise) // n,
-            denoiser_s=times["denoise"] / n,
-        )
+            return count_flop(self.encode) // len(self.images), count_flop(self.denoise) // len(self.images)
 
     def _noised(self, clean: Tensor, t: int) -> tuple[Tensor, Tensor]:
         noise = torch.stack([noise_for(self._plan.seed, key, 0, tuple(clean.shape[1:])) for key in self.keys])
         timesteps = torch.full((len(clean),), t, device=clean.device)
         return self._plan.schedule.add(clean, noise.to(clean), timesteps).to(self._dtype), timesteps
-
-
-def write_checkpoint(folder: Path, size: dict[str, Any]) -> Path:
-    """Write a pipeline folder. The U-Net has a config only; its random weights are drawn when it is opened."""
-    import diffusers
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    from diffprobe.generative.tokenizer import train_tokenizer
-
-    width, layers, heads = size["text"]
-    tokenizer = train_tokenizer(["a photo"], vocab_size=600, max_tokens=77)
-    with torch.random.fork_rng(devices=[]), quiet_libraries():
-        torch.manual_seed(0)
-        vae = diffusers.AutoencoderKL(
-            block_out_channels=size["vae"],
-            layers_per_block=size["layers"],
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            sample_size=512,
-        )
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=width,
-                intermediate_size=4 * width,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        )
-        with torch.device("meta"):
-            unet: Any = diffusers.UNet2DConditionModel(
-                block_out_channels=size["unet"], layers_per_block=size["layers"], cross_attention_dim=width
-            )
-        scheduler: Any = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-        parts: dict[str, Any] = {"vae": vae, "text_encoder": text, "tokenizer": tokenizer, "scheduler": scheduler}
-        for name, part in parts.items():
-            part.save_pretrained(folder / name)
-        unet.save_config(folder / "unet")
-    index = {"_class_name": "StableDiffusionPipeline"}
-    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
-    return folder

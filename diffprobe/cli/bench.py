@@ -16,8 +16,12 @@ STAYS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add extraction, prompts, ksae, scale, scaling, plan, solver, heads, scores, dictionaries, memory, quantize."""
     what = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    extraction = what.add_parser("extraction", help="features of a model with the shape of Stable Diffusion 1.5")
-    extraction.add_argument("--size", default="sd15", help="sd15 or small (default: sd15)")
+    extraction = what.add_parser(
+        "extraction", help="features of a U-Net, DiT or MM-DiT, beside the plain way and a floor"
+    )
+    extraction.add_argument(
+        "--size", default="sd15", help="sd15, dit, mmdit, or small, small-dit, small-mmdit (default: sd15)"
+    )
     extraction.add_argument(
         "--resolution", type=int, default=256, metavar="N", help="image side in pixels (default: 256)"
     )
@@ -27,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     extraction.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="precision")
     extraction.add_argument("--device", default="auto", help="torch device (default: an accelerator if present)")
+    extraction.add_argument("--compile", action="store_true", help="measure compiled blocks too; takes minutes more")
     prompts = what.add_parser("prompts", help="features of prompts, beside the bare denoiser at equal batches")
     prompts.add_argument("--backbone", default="emoji-sd", help="text-to-image model (default: emoji-sd)")
     prompts.add_argument("--prompts", type=int, default=64, metavar="N", help="prompts (default: 64)")
@@ -167,26 +172,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _extraction(args: argparse.Namespace) -> int:
-    from diffprobe.benchmarks.extraction import Setting, bench_extraction
+    from diffprobe.benchmarks.extraction import Setting, bench_extraction, render
 
-    fields = ("size", "resolution", "images", "repeats", "dtype", "device")
+    fields = ("size", "resolution", "images", "repeats", "dtype", "device", "compile")
     setting = Setting(**{name: getattr(args, name) for name in fields})
     report = bench_extraction(setting, progress=_progress)
-    print(f"{report.machine}; {setting.size} at {setting.resolution} px, {setting.dtype}, {setting.images} images/call")
-    print(
-        f"per image: VAE encoder {report.vae_gflop:,.0f} GFLOP, denoiser {report.denoiser_gflop:,.0f} GFLOP; "
-        f"whole denoiser {report.denoiser_gflops:,.0f} GFLOP/s, "
-        f"{report.denoiser_gflops / report.matmul_gflops:.0%} of a matrix product"
-    )
-    print("\n| features | baseline, s/image | ours, s/image | floor, s/image | ours / floor | baseline / ours |")
-    print("|---|---|---|---|---|---|")
-    for row in report.rows:
-        print(
-            f"| {row.name} | {row.naive_s:.3g} | {row.ours_s:.3g} | {row.floor_s:.3g} "
-            f"| {row.over_floor:.2f} | {row.speed_up:.1f} |"
-        )
-    difference = max(row.largest_difference for row in report.rows)
-    print(f"\nlargest difference between both features: {difference:.1e} of the largest feature")
+    print(render(report))
     return _write_json(args.json, report.to_json())
 
 

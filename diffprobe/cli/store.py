@@ -85,6 +85,8 @@ def _show_backbone(manifest: "Manifest") -> None:
     for name in ("backbone", "revision", "commit", "denoiser_weights", "single_file_config", "lora"):
         if recorded.get(name) is not None:
             _print("backbone", f"{'name' if name == 'backbone' else name} = {recorded[name]}")
+    if "cpu_kernels" in recorded:
+        _print("backbone", f"linear layers by {recorded['cpu_kernels']['used']}")
     for part, digest in sorted(content.pop("weights", {}).items()):
         _print("weights", f"{part} {digest}")
     for tap in content.pop("taps", []):

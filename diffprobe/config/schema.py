@@ -51,6 +51,9 @@ class BackboneConfig:
     """Use the channels-last memory layout in convolutions; changes features by rounding only."""
     compile: bool = False
     """Compile the denoiser's blocks with torch.compile at the first pass; changes features by rounding only."""
+    cpu_kernels: Literal["mkl", "onednn", "auto"] = "mkl"
+    """Library of the denoiser's float32 linear layers on a CPU: "auto" measures both and takes oneDNN where it is
+    clearly faster (AMD). Changes features by rounding only; a store keeps what it was begun with."""
     offload: Literal["none", "blocks"] = "none"
     """blocks: leave the denoiser's blocks in files and read them one by one in each pass, at most two at a time."""
     quantize: Literal["none", "int8", "fp8"] = "none"
@@ -60,7 +63,7 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         at_least(1, max_rows_per_pass=self.max_rows_per_pass, max_modules=self.max_modules)
         a_device(self.device)
-        names = ("random_weights", "denoiser_weights", "lora", "clean_input", "offload", "quantize")
+        names = ("random_weights", "denoiser_weights", "lora", "clean_input", "offload", "cpu_kernels", "quantize")
         idle = [name for name in names if getattr(self, name) != getattr(type(self), name)]
         if self.part != "denoiser" and idle:
             raise ConfigError(
@@ -72,15 +75,28 @@ class BackboneConfig:
             raise ConfigError(
                 f"offload={self.offload} with {other}: it needs blocks that stay in memory.", fix=f"remove {other}"
             )
-        clash = {"lora": self.lora is not None, "compile": self.compile, "offload": self.offload != "none"}
+        kernels = self.cpu_kernels != "mkl"
+        clash = {
+            "lora": self.lora is not None,
+            "compile": self.compile,
+            "offload": self.offload != "none",
+            "cpu_kernels": kernels,
+        }
         if self.quantize != "none" and any(clash.values()):
             other = next(name for name, given in clash.items() if given)
             why = {
                 "lora": "a LoRA is added to weights in full precision",
                 "compile": "blocks with quantised weights are not compiled",
                 "offload": "blocks are read from files in full precision",
+                "cpu_kernels": "quantised layers bring their own kernels",
             }[other]
             raise ConfigError(f"quantize={self.quantize} with {other}: {why}.", fix=f"remove {other} or quantize")
+        if kernels and (self.compile or self.dtype != "float32"):
+            other = "compile=true, which brings its own kernels" if self.compile else f"dtype={self.dtype}"
+            raise ConfigError(
+                f"cpu_kernels={self.cpu_kernels} with {other}: it is for float32 layers that are not compiled.",
+                fix="remove cpu_kernels",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
+from diffprobe.backbones.cpu_kernels import KernelChoice
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.core.byte_size import folder_bytes, size
 from diffprobe.core.errors import ConfigError, StoreIncomplete, StoreMismatch
@@ -17,6 +18,7 @@ from diffprobe.core.progress import Announce, Bar, MakeBar, ProgressDisplay
 from diffprobe.core.restarts import note_start
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.features.disk_space import Need, check_space, features_need, latents_need
+from diffprobe.features.kernel_record import record_kernels, settle_kernels
 from diffprobe.features.latent_cache import CELL, LatentCache
 from diffprobe.features.manifest import Manifest, ShardEntry
 from diffprobe.features.massive_channels import KEY as MASSIVE
@@ -70,9 +72,12 @@ def extract(
     whole.check_values()
     for split in whole.splits:
         require_empty_shards(whole.shard_set, split, whole.data.caps)
+    stores = [part.path for part in unserved]
+    kernels = settle_kernels(whole, stores)
     if whole.features.massive.active:
-        _settle_massive(whole, parts, announce)
+        _settle_massive(whole, parts, announce, kernels)
     for part in unserved:
+        record_kernels(part.request, kernels)
         part.open(process)
     beat = heartbeat_path()
     if beat is not None:
@@ -84,7 +89,11 @@ def extract(
                 f"data.num_workers={data.num_workers}, of which extraction uses one: rows are written in shard order"
             )
         _check_space(unserved, announce)
-        _extract(whole, [part for part in unserved if part.pending], progress, announce)
+        if backbone.cpu_kernels != "mkl":
+            announce(str(kernels))
+        # read again: another process may have begun these stores since
+        kernels = settle_kernels(whole, stores)
+        _extract(whole, [part for part in unserved if part.pending], progress, announce, kernels=kernels)
     for part in unserved:
         part.writer.finish()
     return parts[0].path
@@ -156,7 +165,7 @@ def _check_space(parts: Sequence[_Part], announce: Announce) -> None:
     )
 
 
-def _settle_massive(whole: Request, parts: Sequence[_Part], announce: Announce) -> None:
+def _settle_massive(whole: Request, parts: Sequence[_Part], announce: Announce, kernels: KernelChoice) -> None:
     """Take the massive channels from a store that is there or begun, or else find them; all parts list the same."""
     begun = [part.path / MANIFEST for part in parts if (part.path / MANIFEST).is_file()]
     if begun:
@@ -166,7 +175,7 @@ def _settle_massive(whole: Request, parts: Sequence[_Part], announce: Announce) 
     else:
         n, split = whole.features.massive.images, whole.data.train_split
         announce(f"loading the backbone, to find massive channels on {n} images of '{split}'")
-        whole.load_extractor(images=True)
+        whole.load_extractor(images=True, kernels=kernels)
     assert whole.massive is not None
     for line in notes(whole.massive[0], whole.features.massive):
         announce(line)
@@ -174,10 +183,12 @@ def _settle_massive(whole: Request, parts: Sequence[_Part], announce: Announce) 
         part.request.massive = whole.massive
 
 
-def _extract(whole: Request, parts: Sequence[_Part], progress: bool | MakeBar, announce: Announce) -> None:
-    if not whole.is_loaded:
+def _extract(
+    whole: Request, parts: Sequence[_Part], progress: bool | MakeBar, announce: Announce, *, kernels: KernelChoice
+) -> None:
+    if not whole.is_loaded or whole.backbone.cpu_kernels == "auto":  # another process may have settled it meanwhile
         announce("loading the backbone")
-        whole.load_extractor(images=any(part.to_encode for part in parts))
+        whole.load_extractor(images=any(part.to_encode for part in parts), kernels=kernels)
     n, started = sum(shard.n for part in parts for shard in part.pending), time.monotonic()
     with ProgressDisplay(shown=progress is True) as display, _main_bar(n, progress, display) as bar:
         for part in parts:

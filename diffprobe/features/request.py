@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from diffprobe.backbones.cell import Cell
+from diffprobe.backbones.cpu_kernels import KernelChoice
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.massive import MassiveChannels
 from diffprobe.backbones.noise import NoiseSchedule
@@ -140,9 +141,13 @@ class Request:
             found.append(other)
         return found
 
-    def load_extractor(self, *, images: bool) -> None:
-        """Load the backbone now; without `images`, for cached latents only, the VAE is not loaded."""
-        vars(self)["extractor"] = self._loaded(images=images)
+    def load_extractor(self, *, images: bool, kernels: KernelChoice | None = None) -> None:
+        """Load the backbone now; without `images`, for cached latents only, the VAE is not loaded.
+
+        Args:
+            kernels: library of linear layers; None takes what `backbone.cpu_kernels` gives.
+        """
+        vars(self)["extractor"] = self._loaded(images=images, kernels=kernels)
 
     @property
     def is_loaded(self) -> bool:
@@ -163,14 +168,14 @@ class Request:
         self._massive = found
         vars(self).pop("manifest", None)  # it lists them
 
-    def _loaded(self, *, images: bool = True) -> DiffusionFeatures:
+    def _loaded(self, *, images: bool = True, kernels: KernelChoice | None = None) -> DiffusionFeatures:
         """Load the backbone, and find the massive channels if they are treated and not known yet."""
         massive, data = self.features.massive, self.data
         unknown = massive.active and self._massive is None
         if unknown:
             shards = self.view.shards_of(data.train_split)
             require_images(massive, data.train_split, sum(shard.n_samples for shard in shards), data.limit)
-        extractor = DiffusionFeatures.from_plan(self.plan, images=images or unknown)
+        extractor = DiffusionFeatures.from_plan(self.plan, images=images or unknown, kernels=kernels)
         if unknown:
             self.massive = self._find_massive(extractor)
         if self._massive is not None:

@@ -24,8 +24,8 @@ _NOT_CONTENT = {
     "backbone.offload",  # where blocks are between passes: bit-identical features
     "probe.metrics",  # which metrics were recorded beside each other
     # speed: another order of the same sums, so numbers differ by rounding
-    "backbone.channels_last", "backbone.compile", "backbone.max_rows_per_pass", "backbone.max_modules", "probe.batched",
-    "trainer.strategy",
+    "backbone.channels_last", "backbone.compile", "backbone.cpu_kernels", "backbone.max_rows_per_pass",
+    "backbone.max_modules", "probe.batched", "trainer.strategy",
 }  # fmt: skip
 """Settings that do not change what is measured. Precision (`backbone.dtype`, `trainer.precision`) is not among them:
 results are compared across precisions."""

@@ -92,7 +92,8 @@ def backbone_and_features(run: RunConfig) -> tuple[BackboneConfig, FeaturesConfi
         features = replace(features, **_text_of(run))
     alone = replace(
         run.backbone, part=EXPOSED_PART[run.control], random_weights=False, random_seed=0, denoiser_weights=None,
-        lora=None, clean_input=False, compile=False, max_rows_per_pass=None, offload="none", quantize="none",
+        lora=None, clean_input=False, compile=False, cpu_kernels="mkl", max_rows_per_pass=None, offload="none",
+        quantize="none",
     )  # fmt: skip
     return alone, features
 

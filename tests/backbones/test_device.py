@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from diffprobe.backbones.device import choose_device, exact
+from diffprobe.backbones.device import choose_device, exact, has_bfloat16
 from diffprobe.core.errors import ConfigError
 
 
@@ -59,6 +60,18 @@ def test_a_surrounding_autocast_does_not_reach_the_backbone() -> None:
         assert (x @ x).dtype == torch.bfloat16
         with exact(torch.device("cpu"), "float32"):
             assert (x @ x).dtype == torch.float32
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="this processor computes float32 in float32 in any case")
+def test_float32_of_a_cpu_stays_float32_where_a_user_allows_less(switches: None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(128, 256, generator=generator) for _ in range(2))
+    torch.set_float32_matmul_precision("medium")
+    before = state()
+    with exact(torch.device("cpu"), "float32"):
+        found = F.linear(x, weight)
+    assert float((found - F.linear(x.double(), weight.double())).abs().max()) < 1e-4  # 1e-1 in bfloat16
+    assert state() == before
 
 
 CUDNN: Any = torch.backends.cudnn

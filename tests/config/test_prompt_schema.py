@@ -48,6 +48,7 @@ def test_defaults_and_the_way_back() -> None:
         ({"backbone": {"compile": True}}, "compile"),
         ({"backbone": {"clean_input": True}}, "clean_input"),
         ({"backbone": {"part": "vae"}}, "part=vae"),
+        ({"backbone": {"cpu_kernels": "onednn"}}, "backbone.cpu_kernels=onednn"),
         ({"truncated": "cut"}, "truncated"),
     ],
 )

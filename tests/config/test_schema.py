@@ -53,3 +53,16 @@ def test_values_out_of_range_are_refused(cls: Any, changes: dict[str, Any], mess
     cls(**required.get(cls, {}))
     with pytest.raises(ConfigError, match=message):
         cls(**{**required.get(cls, {}), **changes})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"compile": True}, "compile=true, which brings its own kernels"),
+        ({"dtype": "bfloat16"}, "with dtype=bfloat16"),
+        ({"part": "vae"}, "cpu_kernels with part=vae"),
+    ],
+)
+def test_kernels_without_effect_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        BackboneConfig(path="toy", cpu_kernels="auto", **settings)

@@ -87,6 +87,7 @@ def test_random_weights_of_two_seeds_are_two_draws_of_one_control(base):
     [
         {"features": {"placement": "memory", "latent_cache": "kept", "source": "live", "store": "x", "seed": 3}},
         {"backbone": {"path": "toy", "max_rows_per_pass": 8, "compile": True, "channels_last": False}},
+        {"backbone": {"path": "toy", "cpu_kernels": "auto"}},
         {"backbone": {"path": "toy", "device": "cuda"}},
         {"trainer": {"log_every_steps": 5, "strategy": "ddp", "accelerator": "gpu", "resume": False}},
         {"probe": {"kind": "classifier", "name": "linear", "grid": {"seed": [1]}}},  # a member of a grid of seeds
