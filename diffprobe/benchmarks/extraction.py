@@ -125,8 +125,8 @@ def read_report(text: str) -> ExtractionReport:
     rows = []
     for row in found.pop("rows"):
         ways = tuple(Way(**way) for way in row.pop("ways"))
-        lists = {name: tuple(row.pop(name)) for name in ("taps", "timesteps")}
-        rows.append(ExtractionRow(ways=ways, **lists, **row))
+        taps, timesteps = tuple(row.pop("taps")), tuple(row.pop("timesteps"))
+        rows.append(ExtractionRow(ways=ways, taps=taps, timesteps=timesteps, **row))
     return ExtractionReport(setting=Setting(**found.pop("setting")), rows=tuple(rows), **found)
 
 

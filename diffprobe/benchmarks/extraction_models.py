@@ -165,7 +165,7 @@ def _write_mmdit(folder: Path, shape: ModelShape, side: int) -> None:
     mmdit.save_config(folder / "transformer")
     for end in ("", "_2"):
         _write_clip(folder, shape, end, projection=True)
-    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_config(folder / "scheduler")
     _write_index(folder, "StableDiffusion3Pipeline")
 
 
@@ -195,7 +195,7 @@ def _write_schedule(folder: Path) -> None:
     import diffusers
 
     scheduler = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    scheduler.save_pretrained(folder / "scheduler")
+    scheduler.save_config(folder / "scheduler")
 
 
 def _write_index(folder: Path, pipeline: str) -> None:

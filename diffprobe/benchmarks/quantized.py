@@ -1,7 +1,7 @@
 """`diffprobe bench quantize`: the error of features whose backbone holds its weights in 8 bits, on images.
 
 Feature maps are compared with those of the same backbone in float32: all values of a cell together (relative error),
-and image by image (cosine). Passes in bfloat16 stand beside them, as a measure of what another precision costs.
+and image by image (cosine). Passes in bfloat16 are measured too, to show what another precision costs.
 """
 
 import json

@@ -165,6 +165,7 @@ class Request:
 
     @massive.setter
     def massive(self, found: Massive) -> None:
+        """Set them; the manifest is made anew."""
         self._massive = found
         vars(self).pop("manifest", None)  # it lists them
 
