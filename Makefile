@@ -17,7 +17,7 @@ JOBS   ?= auto
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow attacks slurm notebooks docs wheel gpu lint format types ci clean
+.PHONY: help setup demo test slow attacks slurm notebooks quantized docs wheel gpu lint format types ci clean
 
 help:
 	@sed -n '1,7s/^# \{0,1\}//p' Makefile
@@ -57,6 +57,11 @@ slurm: setup
 notebooks: setup
 	$(PYTEST) -m slow tests/docs/test_notebooks.py
 
+# torchao lies apart from .venv: where it is installed, diffusers imports it in every process, which takes seconds.
+quantized: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/torchao -c constraints.txt torchao
+	PYTHONPATH=build/torchao $(PYTEST) -p no:xdist tests/backbones/test_quantized.py tests/benchmarks/test_quantized.py
+
 docs: setup
 	$(BIN)/python -m sphinx -W --keep-going -b html docs build/docs
 
@@ -81,7 +86,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ci: lint types docs test slow slurm notebooks wheel
+ci: lint types docs test slow slurm notebooks quantized wheel
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
