@@ -165,7 +165,8 @@ def _write_mmdit(folder: Path, shape: ModelShape, side: int) -> None:
     mmdit.save_config(folder / "transformer")
     for end in ("", "_2"):
         _write_clip(folder, shape, end, projection=True)
-    diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).save_config(folder / "scheduler")
+    scheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.save_config(folder / "scheduler")
     _write_index(folder, "StableDiffusion3Pipeline")
 
 
@@ -194,7 +195,7 @@ def _write_clip(folder: Path, shape: ModelShape, end: str = "", *, projection: b
 def _write_schedule(folder: Path) -> None:
     import diffusers
 
-    scheduler = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler: Any = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     scheduler.save_config(folder / "scheduler")
 
 
