@@ -1,9 +1,9 @@
 """Record what raw and modulated taps of a flow model read, for docs/users/flow.md:
 
-    python docs/record_flow.py RUN_FOLDER
+    python docs/record_flow.py RUN_FOLDER --control random_weights=FOLDER raw_pixels=FOLDER vae_latents=FOLDER
 
-RUN_FOLDER is a finished run of scenes_flow/readouts. All cells go to docs/results/scenes-flow/readouts.csv, those of
-one timestep as Markdown into the page, below its marker.
+Each folder is a finished run of scenes_flow/readouts, those of --control with that `control`. All cells go to
+docs/results/scenes-flow, means and one timestep as Markdown into the page, below their markers.
 """
 
 import argparse
@@ -16,8 +16,11 @@ from diffprobe.runs.rescore import Bootstrap, compare, load_run, rescore
 
 DOCS = Path(__file__).resolve().parent
 RESULT = DOCS / "results" / "scenes-flow" / "readouts.csv"
+CONTROLS = RESULT.with_name("controls.csv")
 PAGE = DOCS / "users" / "flow.md"
 MARKER = "<!-- table: readouts -->\n"
+MEANS = "<!-- table: means -->\n"
+RANDOM = "random_weights"
 SHOWN = 200
 """Timestep of the table on the page."""
 MODULATED = "/modulated"
@@ -71,13 +74,33 @@ def counts(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def mean_line(rows: list[dict[str, Any]], target: str) -> str:
-    """Return the mean accuracies of one target over all blocks and timesteps, raw and modulated, in %."""
-    raw, modulated = (
-        100 * statistics.mean(float(row[name]) for row in rows if row["target"] == target)
-        for name in ("raw", "modulated")
-    )
-    return f"{target} {raw:.1f} raw and {modulated:.1f} modulated"
+def accuracies(folder: Path) -> list[dict[str, Any]]:
+    """Return the accuracy on test of each cell and target of a finished run."""
+    return [
+        {"target": record.target, "cell": record.cell.partition(":")[0], "n": record.n, "accuracy": record.value}
+        for record in rescore(load_run(folder, "test"), metrics=["accuracy"])
+    ]
+
+
+def means(rows: list[dict[str, Any]], controls: list[dict[str, Any]]) -> list[str]:
+    """Return the Markdown table of accuracies in %, means over blocks and timesteps, and those of the controls."""
+    names = list(dict.fromkeys(row["control"] for row in controls))
+    columns = [(name, modulated) for name in names for modulated in ((False, True) if name == RANDOM else (False,))]
+    titles = [name.replace("_", " ") + ", modulated" * modulated for name, modulated in columns]
+    head = ["| factor | raw | modulated | " + " | ".join(titles) + " |", "| :-- |" + " --: |" * (2 + len(titles))]
+    body = []
+    for target in targets(rows):
+        own = [[float(row[name]) for row in rows if row["target"] == target] for name in ("raw", "modulated")]
+        own += [
+            [
+                float(row["accuracy"])
+                for row in controls
+                if (row["control"], row["target"]) == (name, target) and (MODULATED in row["cell"]) == modulated
+            ]
+            for name, modulated in columns
+        ]
+        body.append(f"| {target} | " + " | ".join(f"{100 * statistics.mean(values):.1f}" for values in own) + " |")
+    return head + body
 
 
 def cell(row: dict[str, Any]) -> str:
@@ -86,19 +109,38 @@ def cell(row: dict[str, Any]) -> str:
     return "{:.1f}, {:+.1f} [{:.1f}, {:.1f}]".format(raw, *difference)
 
 
-def main() -> None:
-    """Write the results and the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    rows = differences(parser.parse_args().run)
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    with RESULT.open("w", encoding="utf-8", newline="") as file:
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a CSV file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    before, _, after = PAGE.read_text("utf-8").partition(MARKER)
-    print(counts(rows), *(mean_line(rows, target) for target in targets(rows)), sep="\n")
-    PAGE.write_text(before + MARKER + "\n".join(lines(rows)) + "\n\n" + after.partition("\n\n")[2], "utf-8")
+
+
+def show(marker: str, table: list[str]) -> None:
+    """Replace the table below a marker of the page."""
+    before, _, after = PAGE.read_text("utf-8").partition(marker)
+    PAGE.write_text(before + marker + "\n".join(table) + "\n\n" + after.partition("\n\n")[2], "utf-8")
+
+
+def main() -> None:
+    """Write the results and the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--control", nargs="+", required=True, metavar="NAME=RUN_FOLDER")
+    args = parser.parse_args()
+    rows = differences(args.run)
+    controls = [
+        {"control": name, **row}
+        for name, _, folder in (text.partition("=") for text in args.control)
+        for row in accuracies(Path(folder))
+    ]
+    write(RESULT, rows)
+    write(CONTROLS, controls)
+    show(MARKER, lines(rows))
+    show(MEANS, means(rows, controls))
+    print(counts(rows))
 
 
 if __name__ == "__main__":
