@@ -123,7 +123,9 @@ def test_from_pretrained_takes_the_options_of_both_configs() -> None:
         "shuffle",
         "verify",
         "views",
-    }  # the checkpoint, feature stores, and a table of columns and views of images, which calls give themselves
+        "massive",
+    }  # the checkpoint, feature stores, columns, views of images, which calls give themselves, and what is found
+    # on images of a data set
     configs = {field.name: field.default for cls in (BackboneConfig, FeaturesConfig) for field in fields(cls)}
     signature = inspect.signature(DiffusionFeatures.from_pretrained).parameters
     assert set(signature) - {"id_or_path"} == set(configs) - of_runs
