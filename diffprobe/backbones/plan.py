@@ -220,7 +220,7 @@ def _check_views(backbone: BackboneConfig, views: ViewsConfig, spec: BackboneSpe
 
 
 def _check_massive(backbone: BackboneConfig, massive: MassiveConfig, spec: BackboneSpec, taps: list[TapInfo]) -> None:
-    """Refuse a treatment of massive channels where there is no channel of features. Raises: ConfigError."""
+    """Refuse a treatment of massive channels for readouts and parts without such channels. Raises: ConfigError."""
     if not massive.active:
         return
     asked = f"features.massive.treatment={massive.treatment}"

@@ -92,8 +92,11 @@ def extract(
         if backbone.cpu_kernels != "mkl":
             announce(str(kernels))
         # read again: another process may have begun these stores since
-        kernels = settle_kernels(whole, stores)
-        _extract(whole, [part for part in unserved if part.pending], progress, announce, kernels=kernels)
+        settled = settle_kernels(whole, stores)
+        if not whole.is_loaded or settled.used != kernels.used:
+            announce("loading the backbone")
+            whole.load_extractor(images=any(part.to_encode for part in unserved if part.pending), kernels=settled)
+        _extract(whole, [part for part in unserved if part.pending], progress, announce)
     for part in unserved:
         part.writer.finish()
     return parts[0].path
@@ -183,12 +186,7 @@ def _settle_massive(whole: Request, parts: Sequence[_Part], announce: Announce, 
         part.request.massive = whole.massive
 
 
-def _extract(
-    whole: Request, parts: Sequence[_Part], progress: bool | MakeBar, announce: Announce, *, kernels: KernelChoice
-) -> None:
-    if not whole.is_loaded or whole.backbone.cpu_kernels == "auto":  # another process may have settled it meanwhile
-        announce("loading the backbone")
-        whole.load_extractor(images=any(part.to_encode for part in parts), kernels=kernels)
+def _extract(whole: Request, parts: Sequence[_Part], progress: bool | MakeBar, announce: Announce) -> None:
     n, started = sum(shard.n for part in parts for shard in part.pending), time.monotonic()
     with ProgressDisplay(shown=progress is True) as display, _main_bar(n, progress, display) as bar:
         for part in parts:

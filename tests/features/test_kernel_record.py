@@ -38,7 +38,8 @@ def test_a_store_keeps_the_library_that_it_was_begun_with(configs: Callable[...,
     store = FeatureStore.open(path)
     assert store.manifest.recorded[RECORD] == {"asked": "auto", "used": "onednn", "ratio": 2.0}
     assert any("linear layers by onednn: oneDNN is 2.00 x" in line for line in lines)
-    assert store.manifest.digest == Request(*plain, splits=["val"]).manifest.digest  # rounding is no content
+    # The library changes rounding only, so that it is not part of the identity.
+    assert store.manifest.digest == Request(*plain, splits=["val"]).manifest.digest
     whole = extract(*plain, splits=["val"], progress=False)
     assert whole == path and measured == ["measured"]  # complete: it serves both
     shard = next(file for file in path.iterdir() if file.is_dir())
