@@ -10,11 +10,14 @@ page docs/users/long-tail.md is made from a finished CSV.
 import argparse
 import csv
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from diffprobe.analysis.statistics import bootstrap_interval, mean_of
 from diffprobe.config.compose import load
 from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.registry import REGULARIZERS
@@ -22,6 +25,7 @@ from diffprobe.core.result import RESULT_FILE, RunResult, read_result
 
 VARIANTS = ("plain", "diffrop", "cbdm", "oc", "coral")
 STEPS, COMPUTE = "equal steps", "equal compute"
+N_RESAMPLES = 2000
 METRICS = ("role_accuracy", "precision", "recall", "density", "coverage", "frechet_distance", "class_overlap")
 
 
@@ -93,54 +97,79 @@ def evaluated(folder: Path, settings: Sequence[str]) -> RunResult:
 
 
 def rows_of(cell: Cell, result: RunResult) -> list[dict[str, Any]]:
-    """Return the rows of the table of one run."""
-    return [
-        {
-            "variant": cell.variant, "budget": cell.budget, "seed": cell.seed, "metric": record.name,
-            "target": record.target, "value": record.value, "rendered": record.controls.get("rendered", ""),
-        }
-        for record in result.metrics
-        if record.name in METRICS
-    ]  # fmt: skip
+    """Return the rows of the table of one run: of each third, and of each of its classes if the metric has these."""
+    found = []
+    for record in result.metrics:
+        if record.name not in METRICS:
+            continue
+        row = {"variant": cell.variant, "budget": cell.budget, "seed": cell.seed, "metric": record.name,
+               "target": record.target}  # fmt: skip
+        found.append({**row, "class": "", "value": record.value, "rendered": record.controls.get("rendered", "")})
+        if record.target != "all":
+            by_class = record.detail.get("by_class", {})
+            found += [{**row, "class": name, "value": value, "rendered": ""} for name, value in by_class.items()]
+    return found
 
 
-def differences(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a line per variant, budget, metric and target: its difference from plain, paired by seed."""
-    values = {(r["variant"], r["budget"], r["metric"], r["target"], r["seed"]): r["value"] for r in rows}
-    lines = []
+@dataclass(frozen=True)
+class Difference:
+    """A variant minus plain training, paired by seed."""
+
+    mean: float
+    low: float
+    high: float
+    """Ends of the 95 % interval over classes; without values by class the range over seeds."""
+    by_seed: tuple[float, ...]
+
+
+def differences(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str, str], Difference]:
+    """Return (variant, budget, metric, target) -> difference from plain, of the seeds that both have.
+
+    The interval resamples classes; the difference of a class is the mean over seeds.
+    """
+    keys = ("variant", "budget", "metric", "target", "class", "seed")
+    values = {tuple(str(row[key]) for key in keys): float(row["value"]) for row in rows}
+    found = {}
     for variant, budget, metric, target in dict.fromkeys(key[:4] for key in values if key[0] != "plain"):
-        seeds = sorted(key[4] for key in values if key[:4] == (variant, budget, metric, target))
-        paired = [
-            values[variant, budget, metric, target, seed] - values["plain", STEPS, metric, target, seed]
-            for seed in seeds
-            if ("plain", STEPS, metric, target, seed) in values
-        ]
+        paired: dict[str, list[float]] = {}
+        for key, value in values.items():
+            other = ("plain", STEPS, *key[2:])
+            if key[:4] == (variant, budget, metric, target) and other in values:
+                paired.setdefault(key[4], []).append(value - values[other])
+        if not paired:
+            continue
+        by_seed = tuple(paired.pop(""))
+        low, high = min(by_seed), max(by_seed)
         if paired:
-            span = f"[{min(paired):+.3f}, {max(paired):+.3f}]"
-            name = f"{variant}, {budget}: {metric} of {target}"
-            lines.append(f"{name} {statistics.mean(paired):+.3f} {span} over {len(paired)} seeds")
-    return lines
+            by_class = np.array([statistics.mean(one) for one in paired.values()])
+            interval = bootstrap_interval(mean_of(by_class), list(paired), n_resamples=N_RESAMPLES, seed=0)
+            low, high = interval.low, interval.high
+        found[variant, budget, metric, target] = Difference(statistics.mean(by_seed), low, high, by_seed)
+    return found
 
 
-def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the Markdown table of the page: plain as mean over seeds, others as paired difference and its range."""
-    values = {
-        (row["variant"], row["budget"], row["metric"], row["target"], str(row["seed"])): float(row["value"])
-        for row in rows
-    }
-    seeds = sorted({key[4] for key in values})
+def lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the Markdown table of the page: plain as mean over seeds and their range, others as their differences."""
     found = ["| variant | budget | " + " | ".join(SHOWN.values()) + " |", "| :-- | :-- |" + " --: |" * len(SHOWN)]
-    for variant, budget in dict.fromkeys((row["variant"], row["budget"]) for row in rows):
+    means = [row for row in rows if not row["class"]]
+    entries = []
+    for metric, target in SHOWN:
+        plain = ("plain", metric, target)
+        own = [float(row["value"]) for row in means if (row["variant"], row["metric"], row["target"]) == plain]
+        entries.append(f"{_number(statistics.mean(own))} [{_number(min(own))}, {_number(max(own))}]")
+    found.append(f"| plain | {STEPS} | " + " | ".join(entries) + " |")
+    paired = differences(rows)
+    for variant, budget in dict.fromkeys(key[:2] for key in paired):
         entries = []
         for metric, target in SHOWN:
-            own = [values[variant, budget, metric, target, seed] for seed in seeds]
-            if variant == "plain":
-                entries.append(f"{statistics.mean(own):.3f} [{min(own):.3f}, {max(own):.3f}]")
-                continue
-            paired = [one - values["plain", STEPS, metric, target, seed] for one, seed in zip(own, seeds, strict=True)]
-            entries.append(f"{statistics.mean(paired):+.3f} [{min(paired):+.3f}, {max(paired):+.3f}]")
+            one = paired[variant, budget, metric, target]
+            entries.append(f"{_number(one.mean, '+')} [{_number(one.low, '+')}, {_number(one.high, '+')}]")
         found.append(f"| {variant} | {budget} | " + " | ".join(entries) + " |")
     return found
+
+
+def _number(value: float, sign: str = "") -> str:
+    return f"{value:{sign}.2f}" if abs(value) >= 10 else f"{value:{sign}.3f}"
 
 
 def write_page(table: Path) -> None:
@@ -173,7 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-    print("\n".join(differences(rows)))
+    for (variant, budget, metric, target), one in differences(rows).items():
+        print(f"{variant}, {budget}: {metric} of {target} {one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]")
 
 
 if __name__ == "__main__":

@@ -268,7 +268,7 @@ def quality_records(
                 MetricRecord(
                     name=name, value=float(values.mean()), split=SPLIT, n=len(values), target=target,
                     controls={"rendered": float(control.mean())},
-                    detail={**detail, **_interval(values, clusters, config)},
+                    detail={**detail, "by_class": _by_class(values, clusters), **_interval(values, clusters, config)},
                 )
             )  # fmt: skip
         records.append(
@@ -279,6 +279,12 @@ def quality_records(
             )
         )  # fmt: skip
     return records
+
+
+def _by_class(values: NDArray[np.float64], classes: Sequence[str]) -> dict[str, float]:
+    """Return the mean of each class, of which runs are compared class by class."""
+    own = np.array(classes)
+    return {name: float(values[own == name].mean()) for name in dict.fromkeys(classes)}
 
 
 def _interval(values: NDArray[np.float64], clusters: Sequence[str], config: LongTailEvaluation) -> dict[str, Any]:

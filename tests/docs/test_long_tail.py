@@ -36,22 +36,33 @@ def test_equal_compute_has_half_the_steps_for_two_passes(sweep):
     assert steps == [100, 100, 50]
 
 
-def test_differences_are_paired_by_seed(sweep):
+def test_differences_are_paired_by_seed_and_their_intervals_resample_classes(sweep):
+    row = {"budget": sweep.STEPS, "metric": "recall", "target": "few"}
     rows = [
-        {"variant": v, "budget": sweep.STEPS, "seed": s, "metric": "recall", "target": "few", "value": value}
-        for v, s, value in (("plain", 0, 0.1), ("plain", 1, 0.5), ("oc", 0, 0.3), ("oc", 1, 0.6), ("oc", 2, 0.9))
-    ]
-    assert sweep.differences(rows) == ["oc, equal steps: recall of few +0.150 [+0.100, +0.200] over 2 seeds"]
+        {**row, "variant": v, "seed": s, "class": name, "value": value}
+        for v, s, name, value in (
+            ("plain", 0, "", 0.1), ("plain", 1, "", 0.5), ("oc", 0, "", 0.3), ("oc", 1, "", 0.6), ("oc", 2, "", 0.9),
+            ("plain", 0, "cook", 0.1), ("plain", 1, "cook", 0.2), ("oc", 0, "cook", 0.2), ("oc", 1, "cook", 0.3),
+            ("plain", 0, "judge", 0.0), ("plain", 1, "judge", 0.0), ("oc", 0, "judge", 0.3), ("oc", 1, "judge", 0.1),
+        )
+    ]  # fmt: skip
+    ((key, found),) = sweep.differences(rows).items()
+    assert key == ("oc", sweep.STEPS, "recall", "few")
+    assert found.mean == pytest.approx(0.15) and found.by_seed == pytest.approx((0.2, 0.1))  # seed 2 has no partner
+    assert (found.low, found.high) == pytest.approx((0.1, 0.2))  # resamples of two classes: .1, .15 or .2
+    ((_, found),) = sweep.differences([one for one in rows if not one["class"]]).items()
+    assert (found.low, found.high) == pytest.approx((0.1, 0.2))  # of seeds
 
 
 def test_the_table_has_plain_and_paired_differences(sweep):
     plain, coral = ({"variant": v, "budget": sweep.STEPS} for v in ("plain", "coral"))
     rows = [
-        {**row, "seed": seed, "metric": metric, "target": target, "value": value + (0.1 if row is coral else 0.0)}
+        {**row, "seed": seed, "metric": metric, "target": target, "class": "",
+         "value": value + (0.1 if row is coral else 0.0)}
         for row in (plain, coral)
         for seed, value in enumerate((0.2, 0.4))
         for metric, target in sweep.SHOWN
-    ]
+    ]  # fmt: skip
     _, _, first, second = sweep.lines(rows)
     assert first.startswith("| plain | equal steps | 0.300 [0.200, 0.400] | 0.300")
     assert second.startswith("| coral | equal steps | +0.100 [+0.100, +0.100] | +0.100")

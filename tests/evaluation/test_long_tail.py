@@ -56,6 +56,8 @@ def test_rendered_images_are_as_good_as_their_control(config):
             one = found[name, target]
             assert abs(one.value - one.controls["rendered"]) < 0.25
             assert one.detail["interval"][0] <= one.value <= one.detail["interval"][1]
+            assert set(one.detail["by_class"]) == set(one.detail["classes"])
+            assert np.mean(list(one.detail["by_class"].values())) == pytest.approx(one.value)  # classes of equal size
         distance = found["frechet_distance", target]
         assert distance.value == pytest.approx(distance.controls["rendered"], rel=0.6)
     assert found["role_accuracy", "few"].n == 8 * 6 and found["role_accuracy", "all"].n == 24 * 6
