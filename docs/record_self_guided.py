@@ -1,15 +1,16 @@
-"""Train and measure self-guided diffusion on scenes, and write docs/results/self-guided.json.
+"""Train and measure self-guided diffusion on scenes over seeds, and write docs/results/self-guided.json.
 
-    python docs/record_self_guided.py --parts clusters random conditions
+    python docs/record_self_guided.py --seeds 0 1 2 --parts clusters described random conditions
 
-`clusters` trains the first stage and compares its clusters with labels; `random` adds prototypes of a random network as
-a control; `conditions` trains the second stage and its label-conditioned counterpart, and compares the images of all
-three denoisers. A repeated command keeps finished runs and continues an interrupted one. Settings after `--` go to each
-training (`trainer.max_steps=500`).
+`clusters` trains the first stage and compares its clusters with labels; `described` does so with the gradient of the
+clusters in the denoiser; `random` adds prototypes of a random network; `conditions` trains the second stage
+and its label-conditioned counterpart, and compares the images of all denoisers. A repeated command keeps finished runs
+and evaluations, and continues an interrupted run. Settings after `--` go to each training (`trainer.max_steps=500`).
 """
 
 import argparse
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +22,16 @@ from diffprobe.core.result import RESULT_FILE, RunResult, read_result
 
 PAGE = Path(__file__).parent / "users/self-guided.md"
 OUT = Path(__file__).parent / "results/self-guided.json"
-PARTS = ("clusters", "random", "conditions")
+PARTS = ("clusters", "described", "random", "conditions")
+FORMS = ("released", "described")
 CONTROLS = ("random_network", "kmeans_features", "kmeans_random_network", "kmeans_pixels", "shuffled_labels")
 QUALITY = ("frechet_distance", "precision", "recall", "density", "coverage")
-NAMES = {"unconditional": "unconditional", "clusters": "clusters", "labels": "roles", "rendered": "rendered scenes"}
+NAMES = {
+    "unconditional": "unconditional", "clusters": "clusters", "described": "unconditional, described form",
+    "described_clusters": "clusters, described form", "labels": "roles", "rendered": "rendered scenes",
+}  # fmt: skip
+BASELINE = "unconditional"
+"""The condition from which the others differ by what is shown."""
 
 
 def trained(name: str, settings: Sequence[str]) -> Path:
@@ -36,12 +43,25 @@ def trained(name: str, settings: Sequence[str]) -> Path:
     return folder if (folder / RESULT_FILE).is_file() else train_generative(config).parent
 
 
+def kept(config: Any) -> RunResult | None:
+    """Return a finished result of the same configuration, of which a run or a reader has not changed since."""
+    from diffprobe.config.parse import record_tree
+
+    wanted = {key: value for key, value in record_tree(config).items() if key != "output"}
+    for path in sorted((Path(config.output) / config.experiment).glob(f"*/{RESULT_FILE}")):
+        result = read_result(path)
+        if result.config == wanted:
+            return result
+    return None
+
+
 def measure_clusters(run: Path, random_run: Path | None, settings: Sequence[str]) -> RunResult:
-    """Return the comparison of clusters and labels."""
+    """Return the comparison of clusters and labels, made now unless it is there."""
     from diffprobe.evaluation.clusters import evaluate_clusters
 
     config: Any = load("scenes/clusters", [f"run={run}", *settings])
-    return read_result(evaluate_clusters(replace(config, random_run=None if random_run is None else str(random_run))))
+    config = replace(config, random_run=None if random_run is None else str(random_run))
+    return kept(config) or read_result(evaluate_clusters(config))
 
 
 def measure_images(run: Path, settings: Sequence[str]) -> dict[str, float]:
@@ -49,60 +69,105 @@ def measure_images(run: Path, settings: Sequence[str]) -> dict[str, float]:
     from diffprobe.evaluation.long_tail import evaluate_long_tail
 
     config: Any = load("scenes/long_tail/evaluate", [f"run={run}", "overlap_images=0", *settings])
-    records = [one for one in read_result(evaluate_long_tail(config)).metrics if one.target == "all"]
+    result = kept(config) or read_result(evaluate_long_tail(config))
+    records = [one for one in result.metrics if one.target == "all"]
     found = {one.name: one.value for one in records if one.name in QUALITY}
     return found | {f"rendered_{one.name}": one.controls["rendered"] for one in records if one.name in QUALITY}
 
 
-def agreements(result: RunResult) -> dict[str, Any]:
-    """Return attribute -> measure -> {"prototypes": value, control: value}."""
-    found: dict[str, Any] = {}
+def facts_of(result: RunResult) -> dict[str, Any]:
+    """Return the use of prototypes and attribute -> measure -> values, with the intervals of AMI."""
+    (usage,) = (record for record in result.metrics if record.name == "effective_prototypes")
+    agreements: dict[str, Any] = {}
     for record in result.metrics:
         if record.target is not None:
             values = {"prototypes": record.value, **record.controls}
-            found.setdefault(record.target, {})[record.name] = values
-    return found
+            values |= {key: record.detail[key] for key in ("interval", "differences") if key in record.detail}
+            agreements.setdefault(record.target, {})[record.name] = values
+    return {
+        "images": usage.n, "effective": usage.value, "used": usage.detail["used"],
+        "prototypes": usage.detail["prototypes"], "collapsed": "collapse" in usage.detail,
+        "entropy_curve": usage.detail["entropy_curve"], "agreements": agreements,
+    }  # fmt: skip
+
+
+def spread(values: Sequence[float], digits: int = 3, sign: str = "") -> str:
+    """Return the mean of values over seeds, with their range if there are several."""
+    shown = f"{statistics.mean(values):{sign}.{digits}f}"
+    return shown if len(values) == 1 else f"{shown} [{min(values):{sign}.{digits}f}, {max(values):{sign}.{digits}f}]"
 
 
 def cluster_table(tree: Mapping[str, Any]) -> list[str]:
-    """Return the lines of the table of the page: AMI by attribute, NMI and ARI of the prototypes beside it."""
-    first = next(iter(tree["agreements"].values()))["ami"]
-    controls = [name for name in CONTROLS if name in first]
-    head = ["attribute", "NMI", "ARI", "AMI", *(f"AMI, {name.replace('_', ' ')}" for name in controls)]
+    """Return the lines of the table: NMI, ARI and AMI of the prototypes by attribute, and AMI of the controls."""
+    forms = {form: found for form in FORMS if (found := tree["clusters"].get(form))}
+    first = next(iter(forms["released"].values()))
+    controls = [name for name in CONTROLS if name in next(iter(first["agreements"].values()))["ami"]]
+    head = ["attribute", "NMI", "ARI", "AMI", *(["AMI, described form"] if "described" in forms else [])]
+    head += [f"AMI, {name.replace('_', ' ')}" for name in controls]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for attribute, found in sorted(tree["agreements"].items()):  # as the file has them
-        numbers = [found[name]["prototypes"] for name in ("nmi", "ari", "ami")]
-        numbers += [found["ami"][name] for name in controls]
-        lines.append("| " + " | ".join([attribute, *(f"{value:.3f}" for value in numbers)]) + " |")
+
+    def over_seeds(form: str, attribute: str, measure: str, what: str = "prototypes") -> str:
+        return spread([found["agreements"][attribute][measure][what] for found in forms[form].values()])
+
+    for attribute in sorted(first["agreements"]):  # as the file has them
+        numbers = [over_seeds("released", attribute, measure) for measure in ("nmi", "ari", "ami")]
+        numbers += [over_seeds("described", attribute, "ami")] if "described" in forms else []
+        numbers += [over_seeds("released", attribute, "ami", name) for name in controls]
+        lines.append("| " + " | ".join([attribute, *numbers]) + " |")
     return lines
+
+
+def counts_line(tree: Mapping[str, Any]) -> str:
+    """Return of how many attributes and seeds the AMI is above, and below, that of each control with its interval."""
+    parts = []
+    found = [values["ami"] for run in tree["clusters"]["released"].values() for values in run["agreements"].values()]
+    for name in CONTROLS:
+        intervals = [values["differences"][name] for values in found if name in values.get("differences", {})]
+        if intervals:
+            above, below = sum(low > 0 for low, _ in intervals), sum(high < 0 for _, high in intervals)
+            parts.append(f"{name.replace('_', ' ')} {above} above and {below} below of {len(intervals)}")
+    return f"AMI of the released form against each control, by attribute and seed: {'; '.join(parts)}."
 
 
 def condition_table(tree: Mapping[str, Any]) -> list[str]:
-    """Return the lines of the table of conditions, without any before they were measured."""
+    """Return the lines of the table of conditions, as differences from the unconditional denoiser paired by seed."""
     if not tree.get("conditions"):
         return []
-    lines = ["| condition | Frechet distance | precision | recall | density | coverage |", "|" + "---|" * 6]
-    rows = dict(tree["conditions"])
-    rows["rendered"] = {name: rows["unconditional"][f"rendered_{name}"] for name in QUALITY}
-    for name, found in rows.items():
-        shown = [f"{found['frechet_distance']:.2f}", *(f"{found[key]:.3f}" for key in QUALITY[1:])]
-        lines.append("| " + " | ".join([NAMES[name], *shown]) + " |")
+    head = ["condition", "Frechet distance", "precision", "recall", "density", "coverage"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    by_seed = tree["conditions"]
+    baseline = {name: {seed: found[BASELINE][name] for seed, found in by_seed.items()} for name in QUALITY}
+    lines.append(_row(BASELINE, [list(baseline[name].values()) for name in QUALITY]))
+    for condition in [name for name in NAMES if name != BASELINE and all(name in found for found in by_seed.values())]:
+        paired = [
+            [found[condition][name] - baseline[name][seed] for seed, found in by_seed.items()] for name in QUALITY
+        ]
+        lines.append(_row(condition, paired, "+"))
+    rendered = [[found[BASELINE][f"rendered_{name}"] for found in by_seed.values()] for name in QUALITY]
+    lines.append(_row("rendered", rendered))
     return lines
 
 
+def _row(condition: str, values: Sequence[Sequence[float]], sign: str = "") -> str:
+    shown = [spread(values[0], 1, sign), *(spread(one, 3, sign) for one in values[1:])]
+    return "| " + " | ".join([NAMES[condition], *shown]) + " |"
+
+
 def settings_lines(tree: Mapping[str, Any]) -> list[str]:
-    """Return the command and the sizes of the recorded results, one seed."""
-    parts = " ".join(tree["parts"])
+    """Return the command and the sizes of the recorded results."""
     options = [f"--clusters {one}" for one in tree.get("clusters_settings", [])]
     options += [f"--images {one}" for one in tree.get("images_settings", [])]
-    command = " ".join(["python docs/record_self_guided.py --parts", parts, *options, "--", *tree["settings"]])
-    usage = tree["usage"]
-    return [
-        f"    {command}",
-        "",
-        f"One seed; {tree['images']:,} test images; {usage['used']} of {usage['prototypes']} prototypes are used, "
-        f"{usage['effective']:.1f} effectively.",
-    ]
+    seeds = " ".join(str(seed) for seed in tree["seeds"])
+    command = ["python docs/record_self_guided.py --seeds", seeds, "--parts", *tree["parts"], *options, "--"]
+    lines = ["    " + " ".join([*command, *tree["settings"]]), ""]
+    for form, runs in tree["clusters"].items():
+        first = next(iter(runs.values()))
+        used = ", ".join(f"{found['used']} ({found['effective']:.1f} effectively)" for found in runs.values())
+        lines.append(
+            f"{form.capitalize()} form: {len(runs)} seeds, {first['images']:,} test images; of {first['prototypes']} "
+            f"prototypes are used {used}."
+        )
+    return lines
 
 
 def marked(page: str, name: str, lines: Sequence[str] | None = None) -> str:
@@ -117,12 +182,14 @@ def marked(page: str, name: str, lines: Sequence[str] | None = None) -> str:
 
 def parts_of_page(tree: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the lines of each part of the page."""
-    return {"settings": settings_lines(tree), "clusters": cluster_table(tree), "conditions": condition_table(tree)}
+    clusters = [*cluster_table(tree), "", counts_line(tree)]
+    return {"settings": settings_lines(tree), "clusters": clusters, "conditions": condition_table(tree)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, measure and write the results; print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--runs", default="runs", help="folder of runs")
@@ -130,38 +197,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", action="append", default=[], help="setting of scenes/long_tail/evaluate")
     parser.add_argument("settings", nargs="*", help="settings of each training")
     args = parser.parse_args(arguments)
-    settings, output = list(args.settings), f"output={args.runs}"
-    tree: dict[str, Any] = json.loads(args.out.read_text("utf-8")) if args.out.is_file() else {}
-    tree |= {"settings": settings, "parts": [one for one in PARTS if one in {*tree.get("parts", []), *args.parts}]}
-    first = trained("train_self_guided", [*settings, output])
-    if {"clusters", "random"} & set(args.parts):
-        control = [*settings, output, "prototypes.random_network=true"]
-        random = trained("train_self_guided", control) if "random" in args.parts else None
-        result = measure_clusters(first, random, [*args.clusters, output])
-        (usage,) = (record for record in result.metrics if record.name == "effective_prototypes")
-        tree["clusters_settings"] = args.clusters
-        tree["images"] = usage.n
-        tree["usage"] = {"effective": usage.value, **{key: usage.detail[key] for key in ("used", "prototypes")}}
-        tree["entropy_curve"] = usage.detail["entropy_curve"]
-        tree["agreements"] = agreements(result)
-    if "conditions" in args.parts:
-        of_clusters = trained("train_cluster_conditioned", [*settings, output, f"classes.clusters={first}"])
-        runs = {
-            "unconditional": first, "clusters": of_clusters,
-            "labels": trained("train_label_conditioned", [*settings, output]),
-        }  # fmt: skip
-        tree["images_settings"] = args.images
-        tree["conditions"] = {name: measure_images(run, [*args.images, output]) for name, run in runs.items()}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(args.out) as temporary:
-        temporary.write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n", "utf-8")
+    tree: dict[str, Any] = {
+        "settings": list(args.settings), "seeds": args.seeds, "parts": [one for one in PARTS if one in args.parts],
+        "clusters_settings": args.clusters, "images_settings": args.images, "clusters": {}, "conditions": {},
+    }  # fmt: skip
+    for seed in args.seeds:
+        measure_seed(tree, seed, args)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(args.out) as temporary:
+            temporary.write_text(json.dumps(tree, indent=1, sort_keys=True) + "\n", "utf-8")
     if args.out == OUT:
-        page = PAGE.read_text("utf-8")
-        for name, lines in parts_of_page(tree).items():
-            page = marked(page, name, lines)
-        with atomic_file(PAGE) as temporary:
-            temporary.write_text(page, "utf-8")
-    print("\n".join([*(cluster_table(tree) if "agreements" in tree else []), "", *condition_table(tree)]))
+        write_page(tree)
+    print("\n".join([*cluster_table(tree), "", *condition_table(tree)]))
+
+
+def measure_seed(tree: dict[str, Any], seed: int, args: argparse.Namespace) -> None:
+    """Train and measure all parts with one seed, and add them to the tree."""
+    output = f"output={args.runs}"
+    settings = [*args.settings, output, f"seed={seed}"]
+    first = {"released": trained("train_self_guided", settings)}
+    random = None
+    if "random" in args.parts:
+        random = trained("train_self_guided", [*settings, "prototypes.random_network=true"])
+    if "described" in args.parts:
+        first["described"] = trained("train_self_guided", [*settings, "prototypes.form=described"])
+    for form, run in first.items():
+        result = measure_clusters(run, random if form == "released" else None, [*args.clusters, output])
+        tree["clusters"].setdefault(form, {})[str(seed)] = facts_of(result)
+    if "conditions" in args.parts:
+        runs = {"unconditional": first["released"], "labels": trained("train_label_conditioned", settings)}
+        for form, run in first.items():
+            if not tree["clusters"][form][str(seed)]["collapsed"]:  # the second stage refuses such clusters
+                name = "clusters" if form == "released" else "described_clusters"
+                runs[name] = trained("train_cluster_conditioned", [*settings, f"classes.clusters={run}"])
+            if form == "described":
+                runs["described"] = run
+        tree["conditions"][str(seed)] = {
+            name: measure_images(run, [*args.images, output]) for name, run in runs.items()
+        }
+
+
+def write_page(tree: Mapping[str, Any]) -> None:
+    """Write the parts of the page."""
+    page = PAGE.read_text("utf-8")
+    for name, lines in parts_of_page(tree).items():
+        page = marked(page, name, lines)
+    with atomic_file(PAGE) as temporary:
+        temporary.write_text(page, "utf-8")
 
 
 if __name__ == "__main__":

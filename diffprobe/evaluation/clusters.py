@@ -4,7 +4,9 @@ Controls of each agreement: k-means on the same features, on those of the same n
 pixels; prototypes that were trained on random weights; and the same clusters against shuffled labels.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from diffprobe.analysis.statistics import half_sample_interval
 from diffprobe.config.parse import record_tree
 from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.core.result import INPUT, RESULT_FILE, SHARDS, MetricRecord, StartTime, make_result, write_result
 from diffprobe.evaluation.clusters_settings import ClustersEvaluation
 from diffprobe.generative.cluster_assignment import Clusters, clusters_digest, describe_collapse
@@ -70,11 +73,12 @@ def evaluate_clusters(config: ClustersEvaluation) -> Path:
         shuffled = cluster_agreement(own.tolist(), [values[row] for row in rng.permutation(len(values))])
         controls = {key: cluster_agreement(part.tolist(), values) for key, part in partitions.items()}
         controls["shuffled_labels"] = shuffled
+        intervals = adjusted_intervals(own.numpy(), partitions, values, config) if config.n_resamples else {}
         metrics += [
             MetricRecord(
                 name=measure, value=found[measure], split=config.split, n=len(values), target=name,
                 controls={key: one[measure] for key, one in controls.items()},
-                detail={"clusters": k, "labels": len(set(values))},
+                detail={"clusters": k, "labels": len(set(values)), **(intervals if measure == "ami" else {})},
             )
             for measure in AGREEMENTS
         ]  # fmt: skip
@@ -87,6 +91,44 @@ def evaluate_clusters(config: ClustersEvaluation) -> Path:
     )  # fmt: skip
     write_result(result, run_dir / RESULT_FILE)
     return run_dir / RESULT_FILE
+
+
+def adjusted_intervals(
+    own: NDArray[np.int64],
+    partitions: Mapping[str, NDArray[np.int64]],
+    values: Sequence[str],
+    config: ClustersEvaluation,
+) -> dict[str, Any]:
+    """Return the 95 % intervals of the AMI of the clusters, and of its differences from that of other partitions.
+
+    Half samples of images, the same for both partitions of a difference; they hold for these trained networks. Without
+    entries if a half of the images has one label alone.
+    """
+    labels = np.asarray(values)
+
+    def agreement(part: NDArray[np.int64], rows: NDArray[np.int64]) -> float:
+        return cluster_agreement(part[rows].tolist(), labels[rows].tolist())["ami"]
+
+    def interval(statistic: Callable[[NDArray[np.int64]], float]) -> list[float]:
+        found = half_sample_interval(statistic, range(len(labels)), n_resamples=config.n_resamples, seed=config.seed)
+        return [found.low, found.high]
+
+    halves: dict[bytes, float] = {}
+
+    def of_own(rows: NDArray[np.int64]) -> float:
+        key = rows.tobytes()  # the same halves come again for each control
+        if key not in halves:
+            halves[key] = agreement(own, rows)
+        return halves[key]
+
+    try:
+        differences = {
+            name: interval(lambda rows, part=part: of_own(rows) - agreement(part, rows))
+            for name, part in partitions.items()
+        }
+        return {"interval": interval(of_own), "level": 0.95, "differences": differences}
+    except ConfigError:  # too few images, or a half whose labels are all equal
+        return {}
 
 
 def features_of(clusters: Clusters, table: ImageTable) -> Float[Tensor, "sample d_in"]:

@@ -39,7 +39,7 @@ def config(tmp_path: Path, tiny_shards: Path, tiny_sd: Path) -> ClustersEvaluati
     return ClustersEvaluation(
         experiment="mine/clusters", run=str(saved(tmp_path, tiny_shards, tiny_sd)),
         data=DataConfig(path=str(tiny_shards)), split="train", attributes=("colour", "style"),
-        output=str(tmp_path / "runs"),
+        n_resamples=20, output=str(tmp_path / "runs"),
     )  # fmt: skip
 
 
@@ -80,6 +80,18 @@ def test_planted_clusters_agree_with_their_attribute_alone(
     assert found["nmi", "colour"].value == pytest.approx(1) and found["ari", "colour"].value == pytest.approx(1)
     assert found["ami", "style"].value < 0.3 and found["nmi", "colour"].controls["kmeans_features"] == pytest.approx(1)
     assert found["ami", "colour"].controls["shuffled_labels"] < 0.7
+    detail = found["ami", "colour"].detail
+    assert detail["interval"] == pytest.approx([1, 1]) and detail["differences"]["kmeans_features"] == [0, 0]
+    assert set(detail["differences"]) == CONTROLS - {"shuffled_labels"}
+    assert "interval" not in found["nmi", "colour"].detail  # repeats and sample sizes change it
+
+
+def test_labels_that_a_half_has_one_of_have_no_interval(config: ClustersEvaluation) -> None:
+    own = torch.arange(8).numpy() % 2
+    rare = ["b", *("a" for _ in range(7))]
+    assert evaluation.adjusted_intervals(own, {"other": own}, rare, config) == {}
+    found = evaluation.adjusted_intervals(own, {"other": own}, ["a", "b"] * 4, dataclasses.replace(config, seed=1))
+    assert found == {} or found["differences"]["other"] == [0, 0]
 
 
 def test_k_means_ignores_the_scale_of_features(config: ClustersEvaluation) -> None:

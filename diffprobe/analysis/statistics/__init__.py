@@ -21,6 +21,7 @@ from diffprobe.analysis.statistics.forms import (
     mean_statistic,
     ratio,
 )
+from diffprobe.analysis.statistics.half_samples import half_sample_interval
 from diffprobe.analysis.statistics.misclassification import (
     CorrectedShares,
     confusion_counts,
@@ -63,6 +64,7 @@ __all__ = [
     "corrected_shares",
     "difference",
     "evaluate",
+    "half_sample_interval",
     "mean_of",
     "mean_statistic",
     "paired_interval",
