@@ -16,8 +16,8 @@ from diffprobe.core.result import RESULT_FILE, read_result
 DOCS = Path(__file__).resolve().parent
 RESULTS = DOCS / "results" / "emergence.json"
 PAGE = DOCS / "users" / "emergence.md"
-TABLE = "emergence"
-"""Name of the marker above the table."""
+TABLE, COUNTS = "emergence", "emergence-counts"
+"""Names of the markers above the tables."""
 
 
 def probes_of(folder: Path) -> dict[str, Any]:
@@ -45,14 +45,23 @@ def table_lines(probes: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def means_line(probes: Sequence[dict[str, Any]]) -> str:
-    """Return the accuracy of each attribute at the first and the last step, as the mean over the cells."""
-    parts = []
+def counts_lines(probes: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the Markdown table by attribute: means over cells, and in how many cells an interval excludes 0."""
+    first, last = (probes[0]["steps"][i] for i in (0, -1))
+    lines = [
+        f"| attribute | step {first}, mean | step {last}, mean | risen | fallen | above raw pixels | below raw pixels |",
+        "| :-- | --: | --: | --: | --: | --: | --: |",
+    ]
     for target in dict.fromkeys(probe["target"] for probe in probes):
-        curves = [probe["curve"] for probe in probes if probe["target"] == target]
-        first, last = (statistics.mean(curve[i] for curve in curves) for i in (0, -1))
-        parts.append(f"{target} {first:.2f} to {last:.2f}")
-    return f"Means over the cells, from step 0 to step {probes[0]['steps'][-1]}: {', '.join(parts)}."
+        found = [probe for probe in probes if probe["target"] == target]
+        means = [f"{statistics.mean(probe['curve'][i] for probe in found):.2f}" for i in (0, -1)]
+        counts = []
+        for intervals in ([one["rise"][-1] for one in found], [one["differences"]["raw_pixels"] for one in found]):
+            counts += [sum(low > 0 for low, _ in intervals), sum(high < 0 for _, high in intervals)]
+        lines.append(
+            f"| {target} | {means[0]} | {means[1]} | " + " | ".join(f"{n} of {len(found)}" for n in counts) + " |"
+        )
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -64,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="folder of the run")
     found = probes_of(parser.parse_args(arguments).run)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(with_table(PAGE.read_text("utf-8"), TABLE, table_lines(found["probes"])), encoding="utf-8")
+    page = with_table(PAGE.read_text("utf-8"), TABLE, table_lines(found["probes"]))
+    PAGE.write_text(with_table(page, COUNTS, counts_lines(found["probes"])), encoding="utf-8")
 
 
 if __name__ == "__main__":

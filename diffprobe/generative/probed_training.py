@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
@@ -26,6 +26,7 @@ from diffprobe.core.errors import ConfigError, EmptyClass, unknown
 from diffprobe.core.result import MetricRecord
 from diffprobe.core.rng import derive_seed
 from diffprobe.generative.image_table import ImageTable
+from diffprobe.generative.run_settings import ProbedImages
 from diffprobe.generative.snapshots import require_reached, run_folder, save_averaged
 from diffprobe.probes.ridge_classifier import FOLDS, ridge_predictions
 
@@ -52,6 +53,8 @@ class TrainingProbesConfig:
     """Training images that the classifiers are fitted to, drawn once; all if there are fewer."""
     n_val: int = 1000
     """Validation images that are classified, drawn once; all if there are fewer."""
+    group_by: str | None = None
+    """Attribute whose values are resampled whole for the intervals; None: images are independent."""
     pool: str = "mean"
     """Pooling of a feature map: mean, max or gridK."""
 
@@ -101,16 +104,17 @@ class TrainingProbes(Callback):
     def __init__(self, config: TrainingProbesConfig, *, random_start: bool) -> None:
         self.config, self.random_start = config, random_start
         self.curve: dict[int, Accuracies] = {}
+        self._right: dict[int, dict[str, Tensor]] = {}
         self._splits: tuple[_Images, _Images] | None = None
         self._latents: tuple[Tensor, Tensor] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the curve so far."""
-        return {"curve": self.curve}
+        """Return the curve so far, with the images that were classified rightly at each step."""
+        return {"curve": self.curve, "right": self._right}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue a curve."""
-        self.curve = dict(state_dict["curve"])
+        self.curve, self._right = dict(state_dict["curve"]), dict(state_dict["right"])
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Measure step 0.
@@ -130,7 +134,7 @@ class TrainingProbes(Callback):
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure the last step, and hand over the curves."""
         self._measure(trainer, pl_module)
-        pl_module.records = self.records(trainer.datamodule.train, trainer.datamodule.val)
+        pl_module.records, pl_module.probed = self.records(trainer.datamodule.train, trainer.datamodule.val)
         with atomic_file(run_folder(trainer) / CURVES) as path, path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=["attribute", "tap", "timestep", "step", "accuracy"])
             writer.writeheader()
@@ -153,7 +157,8 @@ class TrainingProbes(Callback):
                 _read(reader, latents, split.table.keys)
                 for latents, split in zip(self._latents, (train, val), strict=True)
             )
-            self.curve[step] = {cell: self._accuracy(fitted[cell], held_out[cell], train, val) for cell in fitted}
+            self._right[step] = {cell: self._classify(fitted[cell], held_out[cell], train, val) for cell in fitted}
+        self.curve[step] = {cell: self._accuracies(right) for cell, right in self._right[step].items()}
         found = {f"probe/{attribute}/{_short(cell)}": accuracy for cell, attribute, accuracy in self._at(step)}
         for logger in trainer.loggers:
             logger.log_metrics(found, step=step)
@@ -161,12 +166,16 @@ class TrainingProbes(Callback):
     def _at(self, step: int) -> list[tuple[str, str, float]]:
         return [(cell, name, value) for cell, found in self.curve[step].items() for name, value in found.items()]
 
-    def _accuracy(self, fitted: Tensor, held_out: Tensor, train: _Images, val: _Images) -> dict[str, float]:
-        """Fit a classifier per attribute to the rows of one cell, and return its accuracy on the others."""
+    def _classify(
+        self, fitted: Tensor, held_out: Tensor, train: _Images, val: _Images
+    ) -> Bool[Tensor, "sample target"]:
+        """Fit a classifier per attribute to the rows of one cell; return which of the others it classifies rightly."""
         n_classes = (train.labels.amax(0) + 1).tolist()
-        predicted = ridge_predictions(fitted, train.labels, held_out, n_classes=n_classes)
-        right = (predicted == val.labels).double().mean(0).tolist()
-        return dict(zip(self.config.attributes, right, strict=True))
+        predicted: Tensor = ridge_predictions(fitted, train.labels, held_out, n_classes=n_classes)
+        return predicted == val.labels
+
+    def _accuracies(self, right: Bool[Tensor, "sample target"]) -> dict[str, float]:
+        return dict(zip(self.config.attributes, right.double().mean(0).tolist(), strict=True))
 
     def _open(self, train: ImageTable, val: ImageTable) -> tuple[_Images, _Images]:
         """Draw the images of both splits, of those that have all attributes; the same in every run.
@@ -187,14 +196,15 @@ class TrainingProbes(Callback):
             self._splits = first, second
         return self._splits
 
-    def records(self, train: ImageTable, val: ImageTable) -> list[MetricRecord]:
-        """Return one record per cell and attribute, with the last accuracy, its controls and the curve.
+    def records(self, train: ImageTable, val: ImageTable) -> tuple[list[MetricRecord], ProbedImages]:
+        """Return one record per cell and attribute, with the last accuracy, its controls and the curve, and the images.
 
         Controls: `random_weights`, step 0; `raw_pixels`, the same classifier on images of 16 x 16; `chance`, the share
         of the value that is most frequent among the training images.
         """
         fitted, held_out = self._open(train, val)
-        pixels = self._pixels(fitted, held_out)
+        right_by_pixels = self._pixels(fitted, held_out)
+        pixels = self._accuracies(right_by_pixels)
         steps = sorted(self.curve)
         found = []
         for cell, attribute, accuracy in self._at(steps[-1]):
@@ -210,16 +220,24 @@ class TrainingProbes(Callback):
                     detail={"steps": steps, "curve": curve},
                 )
             )  # fmt: skip
-        return found
+        names = self.config.attributes
+        right = {
+            (cell, name): torch.stack([self._right[step][cell][:, target] for step in steps]).numpy()
+            for cell in self._right[steps[-1]]
+            for target, name in enumerate(names)
+        }
+        by_pixels = {name: right_by_pixels[:, target].numpy() for target, name in enumerate(names)}
+        groups = held_out.table.groups(self.config.group_by)
+        return found, ProbedImages(groups=groups, steps=steps, right=right, raw_pixels=by_pixels)
 
-    def _pixels(self, train: _Images, val: _Images) -> dict[str, float]:
+    def _pixels(self, train: _Images, val: _Images) -> Bool[Tensor, "sample target"]:
         side = train.table.images.shape[-1]
         reader = DiffusionFeatures.from_pretrained(
             "pixels", taps=["pixels"], timesteps=[0], resolution=side, device="cpu"
         )
         rows = [_read(reader, _encode(reader, split.table), split.table.keys) for split in (train, val)]
         (cell,) = rows[0]
-        return self._accuracy(rows[0][cell], rows[1][cell], train, val)
+        return self._classify(rows[0][cell], rows[1][cell], train, val)
 
 
 def curve_rows(records: Sequence[MetricRecord]) -> list[dict[str, str | int | float]]:

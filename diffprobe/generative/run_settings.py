@@ -57,6 +57,23 @@ class DenseCounts:
     controls: Mapping[str, NDArray[np.float64]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProbedImages:
+    """Which images the classifiers of a probed training classify rightly (`probed_training`).
+
+    Attributes:
+        groups: group of each image; images of one group are not independent.
+        steps: measured steps, ascending.
+        right: (cell, attribute) -> bool (step, image).
+        raw_pixels: attribute -> bool (image), of the classifier of pixels.
+    """
+
+    groups: Sequence[str]
+    steps: Sequence[int]
+    right: Mapping[tuple[str, str], NDArray[np.bool_]]
+    raw_pixels: Mapping[str, NDArray[np.bool_]]
+
+
 class GenerativeModule(lightning.LightningModule):
     """A LightningModule that can export its weights."""
 
@@ -70,6 +87,8 @@ class GenerativeModule(lightning.LightningModule):
     """Set by `save`, in modules that train dense heads."""
     records: Sequence[MetricRecord] = ()
     """Set during training, by what measures the module meanwhile (`probed_training`)."""
+    probed: ProbedImages | None = None
+    """The images behind `records`."""
     facts: Mapping[str, Any] = MappingProxyType({})
     """JSON values that the record of the run has in the detail of its metrics: what the training images turned out to
     be."""

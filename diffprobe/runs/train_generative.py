@@ -21,6 +21,7 @@ from diffprobe.core.result import INPUT, RESULT_FILE, SHARDS, MetricRecord, Star
 from diffprobe.core.signals import end_on_sigterm
 from diffprobe.runs.dense_records import dense_records
 from diffprobe.runs.held_out_losses import held_out_records
+from diffprobe.runs.probed_records import with_intervals
 from diffprobe.runs.run_media import media_of
 
 if TYPE_CHECKING:
@@ -153,7 +154,11 @@ def train_generative(config: "GenerativeTraining") -> Path:
             )
             for name, value in scores.items()
         ]
-        + list(module.records)
+        + (
+            list(module.records)
+            if module.probed is None
+            else with_intervals(module.records, module.probed, seed=config.seed)
+        )
         + ([] if module.held_out is None else held_out_records(module.held_out, split="val", seed=config.seed))
         + ([] if module.dense_counts is None else dense_records(module.dense_counts, split="test", seed=config.seed)),
         started_at=started_at,

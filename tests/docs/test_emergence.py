@@ -24,10 +24,8 @@ FOUND: dict[str, Any] = dict(parse_json(SCRIPT.RESULTS.read_text("utf-8"), where
 def test_the_table_is_the_recorded_one() -> None:
     block = PAGE.partition("<!-- table: emergence -->\n")[2].partition("\n\n")[0]
     assert block.splitlines() == SCRIPT.table_lines(FOUND["probes"])
-
-
-def test_the_means_are_those_of_the_recorded_run() -> None:
-    assert SCRIPT.means_line(FOUND["probes"]) in TEXT
+    block = PAGE.partition("<!-- table: emergence-counts -->\n")[2].partition("\n\n")[0]
+    assert block.splitlines() == SCRIPT.counts_lines(FOUND["probes"])
 
 
 def test_the_statements_are_those_of_the_recorded_run() -> None:
@@ -69,7 +67,8 @@ def test_a_run_is_recorded_into_results_and_page(tmp_path: Path, monkeypatch: py
     record = MetricRecord(
         name="accuracy", value=0.5, split="val", n=4, cell="mid_block@t100:empty:mean", target="role", probe="ridge",
         controls={"random_weights": 0.25, "raw_pixels": 0.75, "chance": 0.125},
-        detail={"steps": [0, 3], "curve": [0.25, 0.5]},
+        detail={"steps": [0, 3], "curve": [0.25, 0.5], "rise": [[0, 0], [0.1, 0.4]],
+                "differences": {"raw_pixels": [-0.5, 0.1]}},
     )  # fmt: skip
     other = dataclasses.replace(record, name="mse", probe=None)
     result = make_result(
@@ -77,7 +76,9 @@ def test_a_run_is_recorded_into_results_and_page(tmp_path: Path, monkeypatch: py
         seeds={"seed": 0}, metrics=[other, record], started_at=StartTime.now(),
     )  # fmt: skip
     write_result(result, tmp_path / "result.json")
-    (tmp_path / "page.md").write_text("before\n<!-- table: emergence -->\n| old |\n\nafter\n")
+    (tmp_path / "page.md").write_text(
+        "before\n<!-- table: emergence -->\n| old |\n\n<!-- table: emergence-counts -->\n\nafter\n"
+    )
     monkeypatch.setattr(SCRIPT, "RESULTS", tmp_path / "found.json")
     monkeypatch.setattr(SCRIPT, "PAGE", tmp_path / "page.md")
     SCRIPT.main([str(tmp_path)])
@@ -87,5 +88,9 @@ def test_a_run_is_recorded_into_results_and_page(tmp_path: Path, monkeypatch: py
         "before\n<!-- table: emergence -->\n"
         "| attribute | cell | step 0 | step 3 | raw pixels | chance |\n"
         "| :-- | :-- | --: | --: | --: | --: |\n"
-        "| role | `mid_block@t100` | 0.25 | 0.50 | 0.75 | 0.12 |\n\nafter\n"
+        "| role | `mid_block@t100` | 0.25 | 0.50 | 0.75 | 0.12 |\n\n"
+        "<!-- table: emergence-counts -->\n"
+        "| attribute | step 0, mean | step 3, mean | risen | fallen | above raw pixels | below raw pixels |\n"
+        "| :-- | --: | --: | --: | --: | --: | --: |\n"
+        "| role | 0.25 | 0.50 | 1 of 1 | 0 of 1 | 0 of 1 | 0 of 1 |\n\nafter\n"
     )

@@ -29,22 +29,47 @@ def test_the_page_has_the_recorded_numbers(script: ModuleType) -> None:
     for name, lines in script.parts_of_page(tree).items():
         assert script.marked(page, name) == "\n".join(lines), name
     assert load("scenes/train_self_guided", tree["settings"]).experiment == "scenes/train_self_guided"
-    assert set(tree["agreements"]) == set(load("scenes/clusters").attributes)
+    for runs in tree["clusters"].values():
+        assert set(runs) == {str(seed) for seed in tree["seeds"]}
+        assert all(set(found["agreements"]) == set(load("scenes/clusters").attributes) for found in runs.values())
 
 
-def test_tables_have_one_line_per_attribute_and_condition(script: ModuleType) -> None:
-    values = {"prototypes": 0.5, "kmeans_pixels": 0.25, "shuffled_labels": 0.0}
-    tree: dict[str, Any] = {"agreements": {"role": dict.fromkeys(("nmi", "ami", "ari"), values)}}
+def agreement(ami: float) -> dict[str, Any]:
+    values = {"prototypes": ami, "kmeans_pixels": 0.25, "shuffled_labels": 0.0}
+    intervals = {"interval": [ami - 0.1, ami + 0.1], "differences": {"kmeans_pixels": [ami - 0.35, ami - 0.15]}}
+    return {"agreements": {"role": {"nmi": values, "ari": values, "ami": values | intervals}}}
+
+
+def test_the_table_of_clusters_has_one_line_per_attribute(script: ModuleType) -> None:
+    tree = {"clusters": {"released": {"0": agreement(0.5)}}}
     assert script.cluster_table(tree) == [
         "| attribute | NMI | ARI | AMI | AMI, kmeans pixels | AMI, shuffled labels |",
         "|---|---|---|---|---|---|",
         "| role | 0.500 | 0.500 | 0.500 | 0.250 | 0.000 |",
     ]
-    assert script.condition_table(tree) == []
-    one = dict.fromkeys(script.QUALITY, 0.5) | {f"rendered_{name}": 0.75 for name in script.QUALITY}
-    lines = script.condition_table({"conditions": {"unconditional": one, "clusters": one, "labels": one}})
-    assert lines[2] == "| unconditional | 0.50 | 0.500 | 0.500 | 0.500 | 0.500 |"
-    assert lines[-1] == "| rendered scenes | 0.75 | 0.750 | 0.750 | 0.750 | 0.750 |" and len(lines) == 6
+    tree["clusters"]["released"]["1"] = agreement(0.1)
+    tree["clusters"]["described"] = {"0": agreement(0.3), "1": agreement(0.3)}
+    assert "| 0.300 [0.100, 0.500] | 0.300 [0.300, 0.300] | 0.250 [0.250, 0.250] |" in script.cluster_table(tree)[2]
+    assert script.counts_line(tree).endswith("kmeans pixels 1 above and 0 below of 2.")  # +.15 to .35, -.25 to -.05
+    tree["clusters"]["released"]["1"] = agreement(0.05)
+    assert script.counts_line(tree).endswith("kmeans pixels 1 above and 1 below of 2.")
+
+
+def test_the_table_of_conditions_has_differences_paired_by_seed(script: ModuleType) -> None:
+    assert script.condition_table({"conditions": {}}) == []
+
+    def one(value: float) -> dict[str, float]:
+        return dict.fromkeys(script.QUALITY, value) | {f"rendered_{name}": 0.75 for name in script.QUALITY}
+
+    found = {
+        "0": {"labels": one(0.75), "unconditional": one(0.5), "clusters": one(0.5)},
+        "1": {"labels": one(1.0), "unconditional": one(0.25), "clusters": one(0.5)},
+    }
+    lines = script.condition_table({"conditions": found})
+    assert lines[2].startswith("| unconditional | 0.4 [0.2, 0.5] | 0.375 [0.250, 0.500] |")
+    assert lines[3].startswith("| clusters | +0.1 [+0.0, +0.2] | +0.125 [+0.000, +0.250] |")
+    assert lines[4].startswith("| roles | +0.5 [+0.2, +0.8] | +0.500 [+0.250, +0.750] |")
+    assert lines[5].startswith("| rendered scenes | 0.8 [0.8, 0.8] | 0.750") and len(lines) == 6
 
 
 def test_parts_of_the_page_are_replaced_alone(script: ModuleType) -> None:
@@ -87,7 +112,8 @@ def test_the_script_runs_at_tiny_size_and_a_second_call_trains_nothing(
     images = [f"reader={tmp_path / 'reader'}", "n_per_class=6", "sampling_steps=1", "n_resamples=20"]
     command = [
         "--out", str(tmp_path / "out.json"), "--runs", str(tmp_path / "runs"),
-        "--clusters", f"data.path={tmp_path / 'scenes'}", "--clusters", "data.limit=100",
+        "--seeds", "0",
+        "--clusters", f"data.path={tmp_path / 'scenes'}", "--clusters", "data.limit=100", "--clusters", "n_resamples=4",
         *(word for setting in images for word in ("--images", setting)),
         "--", f"autoencoder={tmp_path / 'vae'}", f"data.path={tmp_path / 'scenes'}", "data.batch_size=8",
         "data.limit=1000", "trainer.max_steps=3", "trainer.enable_progress_bar=false", "warmup_steps=1",
@@ -98,8 +124,10 @@ def test_the_script_runs_at_tiny_size_and_a_second_call_trains_nothing(
     monkeypatch.setattr("diffprobe.generative.cluster_assignment.Clusters.require_clusters", lambda _self: None)
     script.main(command)
     tree = json.loads((tmp_path / "out.json").read_text())
-    assert tree["parts"] == list(script.PARTS) and set(tree["conditions"]) == {"unconditional", "clusters", "labels"}
-    assert set(tree["agreements"]["role"]["nmi"]) == {"prototypes", *script.CONTROLS}
+    assert tree["parts"] == list(script.PARTS) and set(tree["conditions"]["0"]) == set(script.NAMES) - {"rendered"}
+    nmi = tree["clusters"]["released"]["0"]["agreements"]["role"]["nmi"]
+    assert set(nmi) == {"prototypes", *script.CONTROLS}
+    assert "random_network" not in tree["clusters"]["described"]["0"]["agreements"]["role"]["nmi"]
     assert "| rendered scenes |" in capsys.readouterr().out
 
     def refuse(config: object) -> None:

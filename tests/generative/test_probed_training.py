@@ -75,6 +75,8 @@ def test_a_record_has_the_curve_and_its_controls(probed: Path) -> None:
         assert record.controls.keys() == {"random_weights", "raw_pixels", "chance"}
         assert record.controls["random_weights"] == record.detail["curve"][0]
         assert record.value == record.detail["curve"][-1]
+        assert record.detail["interval"][0] <= record.value <= record.detail["interval"][1]
+        assert record.detail["rise"][0] == [0, 0] and len(record.detail["rise"]) == 4
     with (probed / "probes.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 * len(records)
