@@ -49,7 +49,8 @@ def counts_lines(probes: Sequence[dict[str, Any]]) -> list[str]:
     """Return the Markdown table by attribute: means over cells, and in how many cells an interval excludes 0."""
     first, last = (probes[0]["steps"][i] for i in (0, -1))
     lines = [
-        f"| attribute | step {first}, mean | step {last}, mean | risen | fallen | above raw pixels | below raw pixels |",
+        f"| attribute | step {first}, mean | step {last}, mean | risen | fallen "
+        "| above raw pixels | below raw pixels |",
         "| :-- | --: | --: | --: | --: | --: | --: |",
     ]
     for target in dict.fromkeys(probe["target"] for probe in probes):

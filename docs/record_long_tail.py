@@ -23,7 +23,8 @@ from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.registry import REGULARIZERS
 from diffprobe.core.result import RESULT_FILE, RunResult, read_result
 
-VARIANTS = ("plain", "diffrop", "cbdm", "oc", "coral")
+VARIANTS = ("plain", "diffrop", "cbdm", "oc", "coral", "capacity")
+TWO_PASSES = ("diffrop", "cbdm", "capacity")
 STEPS, COMPUTE = "equal steps", "equal compute"
 N_RESAMPLES = 2000
 METRICS = ("role_accuracy", "precision", "recall", "density", "coverage", "frechet_distance", "class_overlap")
@@ -49,12 +50,12 @@ class Cell:
     seed: int
 
 
-def cells(seeds: Sequence[int]) -> list[Cell]:
+def cells(seeds: Sequence[int], variants: Sequence[str] = VARIANTS) -> list[Cell]:
     """Return all runs; a variant with one pass per step, as plain, has equal steps and compute in one."""
     found = []
     for seed in seeds:
-        for variant in VARIANTS:
-            budgets = (STEPS, COMPUTE) if variant in ("diffrop", "cbdm") else (STEPS,)
+        for variant in variants:
+            budgets = (STEPS, COMPUTE) if variant in TWO_PASSES else (STEPS,)
             found += [Cell(variant, budget, seed) for budget in budgets]
     return found
 
@@ -185,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--autoencoder", default="scenes-sd")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--out", type=Path, default=Path("runs/long_tail.csv"))
     parser.add_argument("--evaluation", action="append", default=[], help="setting of scenes/long_tail/evaluate")
     parser.add_argument("--page", action="store_true", help="write the page from the finished table of --out")
@@ -194,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_page(args.out)
         return
     rows: list[dict[str, Any]] = []
-    for cell in cells(args.seeds):
+    for cell in cells(args.seeds, args.variants):
         config = config_of(cell, [f"autoencoder={args.autoencoder}", *args.settings])
         rows += rows_of(cell, evaluated(trained(config), args.evaluation))
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -39,6 +39,7 @@ from diffprobe.generative.export import save_pipeline
 from diffprobe.generative.held_out_noise import held_out_noise
 from diffprobe.generative.image_table import ImageTable, ImageTableData, load_table
 from diffprobe.generative.long_tail import class_counts, class_numbers, shots, training_classes
+from diffprobe.generative.low_rank_reserve import merged
 from diffprobe.generative.lr_schedule import adamw_with_cosine, require_finite_loss, total_steps
 from diffprobe.generative.objectives.base import (
     ForwardProcess,
@@ -108,6 +109,7 @@ class DenoiserModule(GenerativeModule):
             facts["passes_per_sample"] = 1 + self.regularizer.extra_passes
             channels, seed = int(self.unet.config.block_out_channels[-1]), derive_seed("head", config.seed)
             self.regularizer_head = self.regularizer.make_head(channels, seed)
+            self.regularizer.change_network(self.unet, derive_seed("reserve", config.seed))
         self.facts = facts
 
     @property
@@ -336,7 +338,7 @@ class DenoiserModule(GenerativeModule):
         save_pipeline(
             folder,
             vae=self.vae,
-            unet=self.unet,
+            unet=merged(self.unet),
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
             scheduler=self.scheduler,

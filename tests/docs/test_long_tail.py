@@ -20,7 +20,7 @@ def sweep():
 
 def test_each_seed_has_all_variants_and_both_budgets(sweep):
     found = sweep.cells([0, 1, 2])
-    assert len(found) == len(set(found)) == 21
+    assert len(found) == len(set(found)) == 27
     assert [(cell.variant, cell.budget) for cell in found[:6]] == [
         ("plain", "equal steps"), ("diffrop", "equal steps"), ("diffrop", "equal compute"),
         ("cbdm", "equal steps"), ("cbdm", "equal compute"), ("oc", "equal steps"),

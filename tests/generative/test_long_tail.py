@@ -23,6 +23,7 @@ from diffprobe.generative.long_tail import (
     shots,
     training_classes,
 )
+from diffprobe.generative.low_rank_reserve import without
 from diffprobe.generative.regularizers.base import RegularizerConfig
 from diffprobe.training.checkpoint import find_checkpoint
 from diffprobe.training.trainer import make_trainer, quiet
@@ -173,7 +174,21 @@ def test_a_head_is_trained_with_the_denoiser_and_not_saved(config, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("name", "params"), [("diffrop", {"margin": 5.0}), ("coral", {"weight": 1.0})])
+def test_reserved_weights_are_saved_as_a_part_of_the_weights(config, tmp_path):
+    trained = dataclasses.replace(config, regularizer=RegularizerConfig(name="capacity", params={"rank": 2}))
+    module, _ = fit(trained, tmp_path)
+    noised, text = torch.randn(2, 2, 8, 8), torch.randn(2, 16, 16)
+    found = module.unet(noised, torch.tensor([1, 500]), text).sample
+    module.save(tmp_path / "weights")
+    saved = UNet2DConditionModel.from_pretrained(tmp_path / "weights/unet", torch_dtype=torch.float32)
+    assert "original" not in str(list(saved.state_dict())) and "original" in str(list(module.unet.state_dict()))
+    torch.testing.assert_close(saved(noised, torch.tensor([1, 500]), text).sample, found, atol=5e-3, rtol=5e-3)  # fp16
+    with without(module.unet):
+        general = module.unet(noised, torch.tensor([1, 500]), text).sample
+    assert not torch.equal(general, found)
+
+
+@pytest.mark.parametrize(("name", "params"), [("coral", {"weight": 1.0}), ("capacity", {"weight": 1.0})])
 def test_an_interrupted_run_with_a_term_equals_an_uninterrupted_one(config, tmp_path, name, params):
     config = dataclasses.replace(
         config,

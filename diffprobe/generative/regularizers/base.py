@@ -125,6 +125,17 @@ class Regularizer:
         """
         return None
 
+    def change_network(self, network: nn.Module, seed: int) -> None:
+        """Change the layers of the denoiser before training; it keeps its configuration, inputs and outputs.
+
+        What `low_rank_reserve.merged` cannot undo must not be changed: the saved network has the original layers. The
+        default changes nothing.
+
+        Args:
+            network: the U-Net.
+            seed: of new initial weights.
+        """
+
     def retarget(
         self,
         clean: Float[Tensor, "batch c h w"],

@@ -38,7 +38,9 @@ def pair():
 
 @pytest.fixture(params=REGULARIZERS.names())
 def regularizer(request, process):
-    return make_regularizer(RegularizerConfig(name=request.param), process, "epsilon", CLASSES)
+    found = make_regularizer(RegularizerConfig(name=request.param), process, "epsilon", CLASSES)
+    found.change_network(torch.nn.Conv2d(2, 2, 1), seed=0)
+    return found
 
 
 def embedding(regularizer, noised):
@@ -179,7 +181,8 @@ def test_settings_are_completed_and_unknown_ones_are_refused(name):
         ("diffrop", {"weight": 0.0}), ("diffrop", {"margin": -1.0}), ("cbdm", {"tau": 0.0}), ("cbdm", {"gamma": -0.1}),
         ("cbdm", {"tau": float("inf")}), ("orientation_calibration", {"last_timestep": 0}),
         ("coral", {"weight": 0.0}), ("coral", {"temperature": 0.0}), ("coral", {"time_scale": -1.0}),
-        ("coral", {"width": 0}),
+        ("coral", {"width": 0}), ("capacity", {"weight": 0.0}), ("capacity", {"margin": 0.0}),
+        ("capacity", {"rank": 0}),
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(name, params):
