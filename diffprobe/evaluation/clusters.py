@@ -121,11 +121,11 @@ def adjusted_intervals(
             halves[key] = agreement(own, rows)
         return halves[key]
 
+    def minus(part: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], float]:
+        return lambda rows: of_own(rows) - agreement(part, rows)
+
     try:
-        differences = {
-            name: interval(lambda rows, part=part: of_own(rows) - agreement(part, rows))
-            for name, part in partitions.items()
-        }
+        differences = {name: interval(minus(part)) for name, part in partitions.items()}
         return {"interval": interval(of_own), "level": 0.95, "differences": differences}
     except ConfigError:  # too few images, or a half whose labels are all equal
         return {}
