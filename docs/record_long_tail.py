@@ -1,10 +1,10 @@
 """Train and evaluate all variants of scenes/long_tail over seeds, and write a table of their differences from plain.
 
-    python docs/record_long_tail.py --autoencoder scenes-sd --seeds 0 1 2 --out runs/long_tail.csv
+    python docs/record_long_tail.py --autoencoder scenes-sd --seeds 0 1 2
 
 A repeated command continues: finished runs and evaluations are kept, an interrupted run goes on from its checkpoint.
 Settings after `--` go to each training (`trainer.max_steps=4000`). With `--page` nothing is trained: the table of the
-page docs/users/long-tail.md is made from a finished CSV.
+page docs/users/long-tail.md is made from the finished CSV of `--out`.
 """
 
 import argparse
@@ -31,6 +31,7 @@ METRICS = ("role_accuracy", "precision", "recall", "density", "coverage", "frech
 
 
 PAGE = Path(__file__).resolve().parent / "users" / "long-tail.md"
+OUT = Path(__file__).resolve().parent / "results" / "long-tail.csv"
 MARKER = "<!-- table: sweep -->\n"
 SHOWN = {
     ("role_accuracy", "many"): "role, many", ("role_accuracy", "medium"): "role, medium",
@@ -187,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--autoencoder", default="scenes-sd")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--out", type=Path, default=Path("runs/long_tail.csv"))
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--evaluation", action="append", default=[], help="setting of scenes/long_tail/evaluate")
     parser.add_argument("--page", action="store_true", help="write the page from the finished table of --out")
     parser.add_argument("settings", nargs="*", help="settings of each training")
