@@ -27,6 +27,29 @@ def test_the_page_has_the_recorded_numbers(sweep):
     assert {row["variant"] for row in rows} >= {"plain", "diffrop", "cbdm", "oc"}
 
 
+def test_the_statements_are_those_of_the_recorded_numbers(sweep):
+    with sweep.OUT.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found, thirds = sweep.differences(rows), ("many", "medium", "few")
+
+    def sides(variant, budget, metric, target):
+        one = found[variant, budget, metric, target]
+        return one.low > 0, one.high < 0
+
+    overlap = found["diffrop", sweep.STEPS, "class_overlap", "all"]
+    assert overlap.high < 0  # in every seed
+    assert sides("diffrop", sweep.STEPS, "role_accuracy", "many") == (True, False)
+    assert sides("diffrop", sweep.STEPS, "role_accuracy", "few") == (False, False)
+    for target in thirds:
+        assert sides("diffrop", sweep.COMPUTE, "role_accuracy", target) == (False, True)
+        assert sides("cbdm", sweep.COMPUTE, "role_accuracy", target) == (False, True)
+        assert sides("cbdm", sweep.STEPS, "role_accuracy", target) == (False, True)
+    assert sides("oc", sweep.STEPS, "role_accuracy", "few") == (False, True)
+    for variant in ("diffrop", "cbdm", "oc"):
+        assert sides(variant, sweep.STEPS, "coverage", "few") == (False, False)
+        assert sides(variant, sweep.STEPS, "recall", "few") == (False, False)
+
+
 def test_each_seed_has_all_variants_and_both_budgets(sweep):
     found = sweep.cells([0, 1, 2])
     assert len(found) == len(set(found)) == 27
