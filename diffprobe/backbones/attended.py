@@ -2,12 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffprobe.core.errors import RunFailed
+
+
+def n_heads(module: nn.Module | Any) -> int | None:
+    """Return the number of heads that a module states as an attention of diffusers does; None without one."""
+    found = getattr(module, "heads", getattr(module, "num_heads", None))
+    return found if isinstance(found, int) else None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from diffprobe.backbones.attended import n_heads
 from diffprobe.backbones.layout import OutputLayout
 from diffprobe.core.shapes import FeatureMap
 
@@ -53,7 +54,7 @@ class AttentionPart:
 
 def may_have_parts(module: nn.Module) -> bool:
     """Return whether a module can be an attention whose parts are read; whether it is one, a pass shows."""
-    return isinstance(getattr(module, "heads", None), int)
+    return n_heads(module) is not None
 
 
 def watch_parts(

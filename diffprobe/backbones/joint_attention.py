@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from diffprobe.backbones.attended import Attended, Ready
+from diffprobe.backbones.attended import Attended, Ready, n_heads
 from diffprobe.backbones.layout import OutputLayout, RowTexts
 
 
 def may_attend_jointly(path: str, module: nn.Module, layout: OutputLayout) -> bool:
     """Return whether a module is an attention in which image and text tokens attend to each other."""
-    return layout.is_joint_attention(path) and isinstance(getattr(module, "heads", None), int)
+    return layout.is_joint_attention(path) and n_heads(module) is not None
 
 
 def may_cross_attend_changed(path: str, module: nn.Module, layout: OutputLayout) -> bool:
     """Return whether a module is a cross-attention whose queries and keys are changed after their projection."""
-    return layout.is_cross_attention(path) and isinstance(getattr(module, "heads", None), int)
+    return layout.is_cross_attention(path) and n_heads(module) is not None
 
 
 def watch_joint_attention(module: Any, path: str, layout: OutputLayout, ready: Ready) -> list[RemovableHandle]:
@@ -88,7 +88,7 @@ class _Recorder(TorchFunctionMode):
             q, k = (given[name].transpose(1, 2).flatten(2) for name in ("query", "key"))
             n, total, first = self._n_text, q.shape[1], self._n_registers
             if n is None:
-                self._ready(Attended(q, k, given.get("attn_mask")))
+                self._ready(Attended(q, k, _of_places(given.get("attn_mask"), slice(None))))
                 return function(*args, **kwargs)
             if self._rows is not None:
                 self._ready(_by_rows(q, k, n, self._rows))

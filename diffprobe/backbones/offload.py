@@ -49,7 +49,7 @@ class BlockOffload:
             for held in (module._parameters, module._buffers):
                 for name, value in held.items():
                     if value is not None and not value.is_meta:
-                        held[name] = _like(value, value.to(device))
+                        held[name] = like(value, value.to(device))
 
     def _entering(self, path: str, following: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
@@ -92,7 +92,7 @@ def empty(block: nn.Module) -> None:
         for held in (module._parameters, module._buffers):
             for name, value in held.items():
                 if value is not None and ".".join(filter(None, (path, name))) in stored:
-                    held[name] = _like(
+                    held[name] = like(
                         value, torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
                     )
 
@@ -109,10 +109,11 @@ def _fill(block: nn.Module, found: Mapping[str, Tensor], device: torch.device) -
         new = value.to(device, old.dtype)
         if new.stride() != old.stride():
             new = torch.empty_strided(old.shape, old.stride(), dtype=old.dtype, device=device).copy_(new)
-        held[leaf] = _like(old, new)
+        held[leaf] = like(old, new)
 
 
-def _like(old: Tensor, new: Tensor) -> Any:
+def like(old: Tensor, new: Tensor) -> Any:
+    """Return a tensor, as a frozen parameter where the one that it replaces is a parameter."""
     return nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new
 
 

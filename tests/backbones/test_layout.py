@@ -89,3 +89,9 @@ def test_a_cross_attention_may_be_read_where_it_compares() -> None:
     layout = OutputLayout(size=(8, 8), cross_attention=r"blocks\.\d+\.attn2")
     assert layout.is_cross_attention("blocks.3.attn2") and not layout.is_cross_attention("blocks.3.attn1")
     assert not OutputLayout(size=(8, 8)).is_cross_attention("blocks.3.attn2")
+
+
+def test_the_one_frame_of_a_network_for_video_is_a_map() -> None:
+    x, layout = torch.randn(2, 1, 4, 6, 5), OutputLayout(size=(8, 12), channels_last=r"embed(\..+)?")
+    assert torch.equal(layout.image(x, "embed.in_layer"), x[:, 0].permute(0, 3, 1, 2))  # type: ignore[arg-type]
+    assert layout.image(x, "other") is None

@@ -16,6 +16,7 @@ from diffprobe.backbones.families import (
     flux,
     flux2,
     hunyuandit,
+    kandinsky5,
     lumina2,
     pixart,
     qwen_image,
@@ -31,7 +32,7 @@ from diffprobe.backbones.taps import list_taps
 from diffprobe.core.errors import ConfigError
 
 FAMILIES = [
-    auraflow, dit, flux, flux2, hunyuandit, lumina2, pixart, qwen_image, sana, sd3, sd_unet, sit, unet2d,
+    auraflow, dit, flux, flux2, hunyuandit, kandinsky5, lumina2, pixart, qwen_image, sana, sd3, sd_unet, sit, unet2d,
     z_image,
 ]  # fmt: skip
 KEYS = ["a", "b"]
