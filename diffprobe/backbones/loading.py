@@ -20,7 +20,7 @@ from diffprobe.backbones.lora import fuse
 from diffprobe.backbones.network_size import bounded, network_bytes, require_memory
 from diffprobe.backbones.offload import BlockOffload, Read, empty
 from diffprobe.backbones.part_config import CONFIG, network_settings, read_part_config
-from diffprobe.backbones.quantized import quantize
+from diffprobe.backbones.quantized import planned_bytes, quantize
 from diffprobe.backbones.sit_network import SiT
 from diffprobe.backbones.weight_files import require_files
 from diffprobe.backbones.weights import (
@@ -90,7 +90,7 @@ def load_denoiser(
     Args:
         part: name of the denoiser's part, `unet` or `transformer`.
     With `offload_blocks` the blocks stay in files; random ones are put into a temporary folder, as large as they are.
-    With `quantize` each block is quantised when it has been read; random ones when all have been drawn.
+    With `quantize` each block is quantised when it has been read or drawn, before the next one is.
 
     Raises: WeightsMissing, WeightsMismatch; ConfigError if quantised weights lack their library.
     """
@@ -109,30 +109,45 @@ def load_denoiser(
         # Drawn in the order of the whole network, so that the weights do not depend on the taps; under a derived seed,
         # so that they differ from those that a training run with the same seed started from.
         drawn = _Drawn(needed, options)
-        unread = set(spec.blocks) - (set() if options.offload_blocks else set(blocks))
-        require_memory(network_bytes(spec.denoiser) - sum(map(network_bytes, _submodules(spec, unread))), where)
+        require_memory(_drawn_bytes(spec, blocks, options), where)
         with torch.random.fork_rng(devices=[]), drawn_blocks(spec.denoiser, spec.blocks, drawn.keep):
             torch.manual_seed(derive_seed("random_weights", options.random_seed))
             network = make_network(kind, config, torch.device("cpu"), where=where)
         prune_after(network, needed)
         read = drawn.read
-    nn.Module.to(network, options.dtype)  # diffusers' own `to` warns about a list of modules that is empty
+    packed = options.random_seed is not None and options.quantize != "none"
+    _convert(network, options.dtype, apart=[network.get_submodule(path) for path in blocks] if packed else ())
     if "num_layers" in config:
         _fill_tables(network, kind, config, where)
     if options.offload_blocks:
         BlockOffload(network, blocks, read)
-    elif options.quantize != "none":
+    elif options.quantize != "none" and options.random_seed is None:
         for path in blocks:
             block = network.get_submodule(path)
-            if options.random_seed is None:
-                block.load_state_dict(read(path), assign=True)
+            block.load_state_dict(read(path), assign=True)
             quantize(block, options.quantize)
     _require_complete(network, where.parent, outside=blocks if options.offload_blocks else ())
     return network.eval().requires_grad_(False)
 
 
-def _submodules(spec: BackboneSpec, paths: Collection[str]) -> list[nn.Module]:
-    return [spec.denoiser.get_submodule(path) for path in paths]
+def _drawn_bytes(spec: BackboneSpec, blocks: Sequence[str], options: LoadOptions) -> int:
+    """Return the most bytes that are held while a network is drawn: all in float32 but the blocks that are kept."""
+    each = [network_bytes(spec.denoiser.get_submodule(path)) for path in spec.blocks]
+    kept = 0 if options.offload_blocks else sum(
+        planned_bytes(spec.denoiser.get_submodule(path), options.dtype, options.quantize) for path in blocks
+    )  # fmt: skip
+    return network_bytes(spec.denoiser) - sum(each) + kept + max(each, default=0)
+
+
+def _convert(module: nn.Module, dtype: torch.dtype, *, apart: Collection[nn.Module]) -> None:
+    """Convert the numbers of a network as `Module.to` does, but those of some modules, which are in place already."""
+    if not apart:
+        nn.Module.to(module, dtype)  # diffusers' own `to` warns about a list of modules that is empty
+        return
+    module._apply(lambda x: x.to(dtype) if x.is_floating_point() else x, recurse=False)
+    for child in module.children():
+        if child not in apart:
+            _convert(child, dtype, apart=apart)
 
 
 def _from_files(network: nn.Module, places: Mapping[str, tuple[Path, str]], dtype: torch.dtype) -> Read:
@@ -147,7 +162,7 @@ def _from_files(network: nn.Module, places: Mapping[str, tuple[Path, str]], dtyp
 
 
 class _Drawn:
-    """Random blocks: those that no tap needs are freed as they are made; with offload, the others are put into files.
+    """Random blocks: those that no tap needs are freed as they are made; the others are quantised or put into files.
 
     Args:
         needed: modules that run.
@@ -162,6 +177,8 @@ class _Drawn:
         """Take a block that has been made."""
         if path in self._needed and self._folder is None:
             nn.Module.to(block, self._options.dtype)
+            if self._options.quantize != "none":
+                quantize(block, self._options.quantize)
             return
         if path in self._needed:
             tensors = {name: x.to(self._options.dtype).contiguous() for name, x in block.state_dict().items()}
