@@ -20,7 +20,7 @@ from diffprobe.backbones.lora import fuse
 from diffprobe.backbones.network_size import bounded, network_bytes, require_memory
 from diffprobe.backbones.offload import BlockOffload, Read, empty, like
 from diffprobe.backbones.part_config import CONFIG, network_settings, read_part_config
-from diffprobe.backbones.quantized import quantize
+from diffprobe.backbones.quantized import planned_bytes, quantize
 from diffprobe.backbones.sit_network import SiT
 from diffprobe.backbones.weight_files import require_files
 from diffprobe.backbones.weights import (
@@ -93,7 +93,7 @@ def load_denoiser(
     Args:
         part: name of the denoiser's part, `unet` or `transformer`.
     With `offload_blocks` the blocks stay in files; random ones are put into a temporary folder, as large as they are.
-    With `quantize` each block is quantised when it has been read; random ones when all have been drawn.
+    With `quantize` each block is quantised when it has been read or drawn, before the next one is.
 
     Raises: WeightsMissing, WeightsMismatch; ConfigError if quantised weights lack their library.
     """
@@ -113,24 +113,23 @@ def load_denoiser(
         # Drawn in the order of the whole network, so that the weights do not depend on the taps; under a derived seed,
         # so that they differ from those that a training run with the same seed started from.
         drawn = _Drawn(needed, options, _kept(spec.denoiser))
-        unread = set(spec.blocks) - (set() if options.offload_blocks else set(blocks))
-        require_memory(network_bytes(spec.denoiser) - sum(map(network_bytes, _submodules(spec, unread))), where)
+        require_memory(_drawn_bytes(spec, blocks, options), where)
         with torch.random.fork_rng(devices=[]), drawn_blocks(spec.denoiser, spec.blocks, drawn.keep):
             torch.manual_seed(derive_seed("random_weights", options.random_seed))
             network = make_network(kind, config, torch.device("cpu"), where=where)
         prune_after(network, needed)
         read = drawn.read
-    _set_precision(network, options.dtype, _kept(network))
+    packed = options.random_seed is not None and options.quantize != "none"
+    _set_precision(network, options.dtype, _kept(network), apart=blocks if packed else ())
     depths = [name for name in _DEPTHS if name in config]
     if depths:
         _fill_tables(network, kind, {**config, **dict.fromkeys(depths, 0)}, where)
     if options.offload_blocks:
         BlockOffload(network, blocks, read)
-    elif options.quantize != "none":
+    elif options.quantize != "none" and options.random_seed is None:
         for path in blocks:
             block = network.get_submodule(path)
-            if options.random_seed is None:
-                block.load_state_dict(read(path), assign=True)
+            block.load_state_dict(read(path), assign=True)
             quantize(block, options.quantize)
     _require_complete(network, where.parent, outside=blocks if options.offload_blocks else ())
     return network.eval().requires_grad_(False)
@@ -141,20 +140,29 @@ def _kept(network: nn.Module) -> tuple[str, ...]:
     return tuple(getattr(network, "_keep_in_fp32_modules", None) or ())
 
 
-def _set_precision(network: nn.Module, dtype: torch.dtype, kept: Collection[str], prefix: str = "") -> None:
-    """Convert the tensors of a network, or of a block at `prefix`, but those in `kept`, in place."""
-    if not kept or dtype == torch.float32:
+def _set_precision(
+    network: nn.Module, dtype: torch.dtype, kept: Collection[str], prefix: str = "", *, apart: Collection[str] = ()
+) -> None:
+    """Convert the tensors of a network, or of a block at `prefix`, in place, but those in `kept` and of modules `apart`."""
+    if not apart and (not kept or dtype == torch.float32):
         nn.Module.to(network, dtype)  # diffusers' own `to` warns about a list of modules that is empty
         return
     for path, module in network.named_modules(prefix=prefix):
+        if any(path == one or path.startswith(f"{one}.") for one in apart):
+            continue
         for held in (module._parameters, module._buffers):
             for name, value in held.items():
                 if value is not None and value.is_floating_point():
                     held[name] = like(value, value.to(precision_of(f"{path}.{name}", dtype, kept)))
 
 
-def _submodules(spec: BackboneSpec, paths: Collection[str]) -> list[nn.Module]:
-    return [spec.denoiser.get_submodule(path) for path in paths]
+def _drawn_bytes(spec: BackboneSpec, blocks: Sequence[str], options: LoadOptions) -> int:
+    """Return the most bytes that are held while a network is drawn: all in float32 but the blocks that are kept."""
+    each = [network_bytes(spec.denoiser.get_submodule(path)) for path in spec.blocks]
+    kept = 0 if options.offload_blocks else sum(
+        planned_bytes(spec.denoiser.get_submodule(path), options.dtype, options.quantize) for path in blocks
+    )  # fmt: skip
+    return network_bytes(spec.denoiser) - sum(each) + kept + max(each, default=0)
 
 
 def _from_files(network: nn.Module, places: Mapping[str, tuple[Path, str]], dtype: torch.dtype) -> Read:
@@ -169,7 +177,7 @@ def _from_files(network: nn.Module, places: Mapping[str, tuple[Path, str]], dtyp
 
 
 class _Drawn:
-    """Random blocks: those that no tap needs are freed as they are made; with offload, the others are put into files.
+    """Random blocks: those that no tap needs are freed as they are made; the others are quantised or put into files.
 
     Args:
         needed: modules that run.
@@ -186,6 +194,8 @@ class _Drawn:
         if path in self._needed:
             _set_precision(block, self._options.dtype, self._kept, path)
         if path in self._needed and self._folder is None:
+            if self._options.quantize != "none":
+                quantize(block, self._options.quantize)
             return
         if path in self._needed:
             save_file({name: x.contiguous() for name, x in block.state_dict().items()}, self._file(path))
