@@ -143,7 +143,7 @@ def _kept(network: nn.Module) -> tuple[str, ...]:
 def _set_precision(
     network: nn.Module, dtype: torch.dtype, kept: Collection[str], prefix: str = "", *, apart: Collection[str] = ()
 ) -> None:
-    """Convert the tensors of a network, or of a block at `prefix`, in place; not those in `kept` and of modules `apart`."""
+    """Convert a network, or a block at `prefix`, in place: all but the tensors in `kept` and the modules `apart`."""
     if not apart and (not kept or dtype == torch.float32):
         nn.Module.to(network, dtype)  # diffusers' own `to` warns about a list of modules that is empty
         return
