@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "extraction", help="features of a U-Net, DiT or MM-DiT, beside the plain way and a floor"
     )
     extraction.add_argument(
-        "--size", default="sd15", help="sd15, dit, mmdit, or small, small-dit, small-mmdit (default: sd15)"
+        "--size", default="sd15", help="sd15, sdxl, flux, dit, mmdit; small, or small- and a name (default: sd15)"
     )
     extraction.add_argument(
         "--resolution", type=int, default=256, metavar="N", help="image side in pixels (default: 256)"

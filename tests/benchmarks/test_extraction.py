@@ -18,7 +18,10 @@ from diffprobe.benchmarks.extraction_models import SIZES, TIMESTEPS
 from diffprobe.core.errors import ConfigError
 
 
-@pytest.fixture(scope="module", params=["small", "small-dit", "small-mmdit"])
+@pytest.fixture(
+    scope="module",
+    params=["small", "small-sdxl", "small-dit", "small-mmdit", pytest.param("small-flux", marks=pytest.mark.slow)],
+)
 def report(request: pytest.FixtureRequest) -> ExtractionReport:
     return bench_extraction(Setting(size=request.param, resolution=32, images=1, repeats=1, device="cpu"))
 
@@ -79,7 +82,7 @@ def test_a_way_that_cannot_be_run_has_its_reason(monkeypatch: pytest.MonkeyPatch
     assert set(extraction._ways(dataclasses.replace(setting, dtype="bfloat16", compile=False))) == set()
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"size": "huge"}, "sizes: sd15, dit"), ({"resolution": 40}, "16")])
+@pytest.mark.parametrize(("settings", "message"), [({"size": "huge"}, "sizes: sd15, sdxl"), ({"resolution": 40}, "16")])
 def test_what_cannot_be_measured_is_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         bench_extraction(Setting(**settings))  # type: ignore[arg-type]

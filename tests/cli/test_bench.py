@@ -146,7 +146,7 @@ def test_invalid_settings_are_reported(option, words, tmp_path, capsys) -> None:
 
 def test_an_unknown_size_is_named(capsys) -> None:
     assert main(["bench", "extraction", "--size", "huge"]) == 2
-    assert "sizes: sd15, dit, mmdit, small" in capsys.readouterr().err
+    assert "sizes: sd15, sdxl, flux, dit, mmdit, small" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["cooking"]])

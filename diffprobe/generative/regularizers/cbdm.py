@@ -4,8 +4,8 @@ The term is, with c' drawn from a target distribution of classes and sg() cuttin
 
     tau * mean over samples of t / T * (|eps(c) - sg(eps(c'))|^2 + gamma * |sg(eps(c)) - eps(c')|^2)
 
-with squared differences averaged over the latent. This form, t / T and gamma = 1/4 are those of a public fork of the
-paper's code. Two details are ours: samples with the empty caption are left out one by one (there: by batch), and the
+with squared differences averaged over the latent. This form, t / T, tau = 1 and gamma = 1/4 are those of a public fork of
+the paper's code, which draws c' by the frequency of classes unless it fine-tunes. Two details are ours: samples with the empty caption are left out one by one (there: by batch), and the
 differences are those of predicted noises for any kind of prediction. c' may be c, which adds nothing. It is drawn
 from the classes of the training split, so a batch may hold one class only.
 """
@@ -33,8 +33,8 @@ from diffprobe.generative.regularizers.base import (
 class Config:
     """Keys of `regularizer=cbdm`, below `regularizer.params`."""
 
-    tau: float = 1e-3
-    """Weight of the term. The value is ours: the scale depends on the resolution and the average."""
+    tau: float = 1.0
+    """Weight of the term; the default of that code, whose differences are averaged over the image too."""
     gamma: float = 0.25
     """Weight of the commitment term, relative to the first; 1/4 in that code."""
     target: ClassDistribution = "uniform"
