@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Family, LoadOptions
 from diffprobe.backbones.drawn_blocks import drawn_blocks
 from diffprobe.backbones.edm2_network import Edm2UNet
+from diffprobe.backbones.edm_network import EdmUNet
 from diffprobe.backbones.hooks import prune_after
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.lora import fuse
@@ -36,7 +37,7 @@ from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.foreign import naming
 from diffprobe.core.rng import derive_seed
 
-_OWN: dict[str, Any] = {"SiT": SiT, "Edm2UNet": Edm2UNet}
+_OWN: dict[str, Any] = {"SiT": SiT, "EdmUNet": EdmUNet, "Edm2UNet": Edm2UNet}
 """Networks of research code, which diffusers does not have."""
 _DEPTHS = ("num_layers", "num_text_blocks", "num_visual_blocks")
 """Settings with the number of a network's blocks."""

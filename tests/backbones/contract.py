@@ -35,6 +35,7 @@ CLASSES = [3, 0]
 NO_PIPELINE = {
     "pixels": "the raw pixels have no pipeline",
     "sit": "research checkpoints have no pipeline",
+    "edm": "research checkpoints have no pipeline",
     "edm2": "research checkpoints have no pipeline",
 }
 UNGUIDED = {

@@ -16,6 +16,7 @@ from diffprobe.backbones.families import (
     auraflow,
     describe,
     dit,
+    edm,
     edm2,
     flux,
     flux2,
@@ -38,7 +39,7 @@ from diffprobe.backbones.taps import list_taps
 from diffprobe.core.errors import ConfigError
 
 FAMILIES = [
-    auraflow, dit, edm2, flux, flux2, hunyuandit, kandinsky5, lumina2, pixart, qwen_image, sana, sd3, sd_unet, sit,
+    auraflow, dit, edm, edm2, flux, flux2, hunyuandit, kandinsky5, lumina2, pixart, qwen_image, sana, sd3, sd_unet, sit,
     unet2d, z_image,
 ]  # fmt: skip
 KEYS = ["a", "b"]
