@@ -4,10 +4,11 @@ The term is, with c' drawn from a target distribution of classes and sg() cuttin
 
     tau * mean over samples of t / T * (|eps(c) - sg(eps(c'))|^2 + gamma * |sg(eps(c)) - eps(c')|^2)
 
-with squared differences averaged over the latent. This form, t / T, tau = 1 and gamma = 1/4 are those of a public fork of
-the paper's code, which draws c' by the frequency of classes unless it fine-tunes. Two details are ours: samples with the empty caption are left out one by one (there: by batch), and the
-differences are those of predicted noises for any kind of prediction. c' may be c, which adds nothing. It is drawn
-from the classes of the training split, so a batch may hold one class only.
+with squared differences averaged over the latent. This form, t / T, tau = 1 and gamma = 1/4 are those of a public fork
+of the paper's code, which draws c' by the frequency of classes unless it fine-tunes. Two details are ours: samples with
+the empty caption are left out one by one (there: by batch), and the differences are those of predicted noises for any
+kind of prediction. c' may be c, which adds nothing. It is drawn from the classes of the training split, so a batch may
+hold one class only.
 """
 
 from dataclasses import dataclass
