@@ -15,6 +15,7 @@ from diffprobe.backbones.families import (
     dit,
     flux,
     flux2,
+    hidream,
     hunyuandit,
     kandinsky5,
     lumina2,
@@ -32,8 +33,8 @@ from diffprobe.backbones.taps import list_taps
 from diffprobe.core.errors import ConfigError
 
 FAMILIES = [
-    auraflow, dit, flux, flux2, hunyuandit, kandinsky5, lumina2, pixart, qwen_image, sana, sd3, sd_unet, sit, unet2d,
-    z_image,
+    auraflow, dit, flux, flux2, hidream, hunyuandit, kandinsky5, lumina2, pixart, qwen_image, sana, sd3,
+    sd_unet, sit, unet2d, z_image,
 ]  # fmt: skip
 KEYS = ["a", "b"]
 
