@@ -1,6 +1,6 @@
 """Joint attention of text and image tokens: the queries and keys that a pass compares.
 
-Families with it: SD3, FLUX, FLUX.2, AuraFlow, Qwen-Image, Lumina 2, Z-Image.
+Families with it: SD3, FLUX, FLUX.2, AuraFlow, Qwen-Image, Lumina 2, Z-Image, HiDream.
 
 Queries and keys are normalised, and turned by rotary embeddings, between their projections and their comparison. They
 are taken from the attention's own call of `scaled_dot_product_attention`, so that whatever happens before is included.
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from diffprobe.backbones.attended import Attended, Ready, n_heads
+from diffprobe.backbones.attended import Attended, Ready, n_heads, text_given
 from diffprobe.backbones.layout import OutputLayout, RowTexts
 
 
@@ -36,8 +36,7 @@ def watch_joint_attention(module: Any, path: str, layout: OutputLayout, ready: R
     modes: list[_Recorder] = []
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = dict(zip(("hidden_states", "encoder_hidden_states"), args, strict=False)) | kwargs
-        text, whole = given.get("encoder_hidden_states"), layout.is_joint(path)
+        text, whole = text_given(module, args, kwargs), layout.is_joint(path)
         if text is None and not whole:
             return
         if layout.is_cross_attention(path):

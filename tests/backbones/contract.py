@@ -127,6 +127,8 @@ def run_pipeline(path: str, name: str, conditions: tuple[str, ...]) -> Reference
     pipeline.set_progress_bar_config(disable=True)
     if hasattr(pipeline, "resolutions"):  # Kandinsky 5 runs these alone
         pipeline.resolutions = [(RESOLUTION, RESOLUTION)]
+    if name == "hidream":  # its pipeline scales all images to this one
+        pipeline.default_sample_size = RESOLUTION // pipeline.vae_scale_factor
     scheduler = pipeline.scheduler
     is_flow = scheduler.config.get("prediction_type", "flow_prediction") == "flow_prediction"  # none: a FlowMatch...
     if type(scheduler).__name__.startswith("FlowMatch"):  # whole timesteps
@@ -335,6 +337,8 @@ def plain_maps(network: nn.Module, step: Step, side: int) -> tuple[dict[str, Ten
     if isinstance(registers := getattr(network, "register_tokens", None), Tensor):  # AuraFlow: before the text
         n_text += registers.shape[1]
     rows = _rows(network, step.given)
+    if "encoder_hidden_states_llama3" in step.given and rows is not None:
+        n_text = rows.longest
     assert n_text not in _places(side), f"{n_text} text tokens could be taken for image tokens"
     maps: dict[str, Tensor] = {}
     text_only: list[str] = []
@@ -364,6 +368,8 @@ def _rows(network: nn.Module, given: Mapping[str, Any]) -> Rows | None:
     """Find it by the pass of a network."""
     if isinstance(texts := given.get("cap_feats"), list):  # Z-Image: the image is first, texts are filled up
         return Rows(max(len(text) + -len(text) % 32 for text in texts), [0] * len(texts))
+    if isinstance(t5 := given.get("encoder_hidden_states_t5"), Tensor) and "encoder_hidden_states_llama3" in given:
+        return Rows(3 * t5.shape[1], [0] * len(t5))  # HiDream: the image is first, then T5 and twice Llama
     if hasattr(network, "context_refiner"):  # Lumina 2: the image follows a text of each row's own length
         lengths = given["encoder_attention_mask"].sum(1).tolist()
         return Rows(max(lengths), lengths)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from diffprobe.backbones.attended import Attended, n_heads
+from diffprobe.backbones.attended import Attended, n_heads, text_given
 from diffprobe.core.errors import RunFailed
 
 
@@ -61,3 +61,15 @@ def test_heads_are_stated_under_either_name() -> None:
     named = nn.Module()
     named.heads = nn.Identity()
     assert n_heads(named) is None
+
+
+class _Named(nn.Module):
+    def forward(self, norm_hidden_states: Tensor, masks: Tensor | None, norm_encoder_hidden_states: Tensor) -> None:
+        """Has the arguments of the attention of HiDream."""
+
+
+def test_a_text_is_found_by_the_names_of_the_arguments() -> None:
+    image, text = torch.zeros(1, 4, 2), torch.zeros(1, 3, 2)
+    assert text_given(_Named(), (image, None, text), {}) is text
+    assert text_given(_Named(), (image,), {"norm_encoder_hidden_states": text}) is text
+    assert text_given(_Named(), (image, image), {}) is None

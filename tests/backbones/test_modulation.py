@@ -16,6 +16,7 @@ from diffprobe.backbones.families import (
     dit,
     flux,
     flux2,
+    hidream,
     hunyuandit,
     kandinsky5,
     pixart,
@@ -45,11 +46,13 @@ CASES = [
     (hunyuandit, "blocks.1", lambda output: output),
     (hunyuandit, "blocks.3", lambda output: output),  # with a skip connection
     (kandinsky5, "visual_transformer_blocks.1", lambda output: output),
+    (hidream, "double_stream_blocks.1.block", lambda output: output[0]),
+    (hidream, "single_stream_blocks.1.block", lambda output: output[:, :64]),  # the image comes first
 ]
 """Family, block, and where the image tokens are in its output."""
 
 
-SIDES = {kandinsky5: 64}
+SIDES = {kandinsky5: 64, hidream: 32}
 """Resolutions of families whose own is large."""
 
 
@@ -62,6 +65,9 @@ def again(block: Any, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
     if (given := kwargs.get("temb_mod_img", kwargs.get("temb_mod"))) is not None:  # FLUX.2
         shift, scale = given[:, None].chunk(given.shape[-1] // tokens.shape[-1], dim=-1)[:2]
         return (block.norm1 if hasattr(block, "norm1") else block.norm)(tokens) * (1 + scale) + shift
+    if hasattr(block, "norm1_i"):  # HiDream
+        shift, scale = block.adaLN_modulation(kwargs["temb"])[:, None].unflatten(2, (-1, tokens.shape[2])).unbind(2)[:2]
+        return block.norm1_i(tokens) * (1 + scale) + shift
     if hasattr(block, "adaLN_modulation"):  # SiT
         shift, scale = block.adaLN_modulation(kwargs["given"])[:, None].chunk(6, dim=-1)[:2]
         return block.norm1(tokens) * (1 + scale) + shift

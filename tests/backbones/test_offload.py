@@ -20,6 +20,7 @@ from diffprobe.backbones.families import (
     edm2,
     flux,
     flux2,
+    hidream,
     hunyuandit,
     kandinsky5,
     lumina2,
@@ -39,8 +40,8 @@ from diffprobe.backbones.taps import list_taps
 from diffprobe.core.errors import ConfigError
 
 FAMILIES = [
-    auraflow, dit, edm, edm2, flux, flux2, hunyuandit, kandinsky5, lumina2, pixart, qwen_image, sana, sd3, sd_unet, sit,
-    unet2d, z_image,
+    auraflow, dit, edm, edm2, flux, flux2, hidream, hunyuandit, kandinsky5, lumina2, pixart, qwen_image, sana, sd3,
+    sd_unet, sit, unet2d, z_image,
 ]  # fmt: skip
 KEYS = ["a", "b"]
 INDEX = "model_index.json"

@@ -126,6 +126,22 @@ def test_cross_attention_equals_a_plain_computation_and_hides_padding(
             torch.testing.assert_close(found[f"{path}/{part}"][i], expected, atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_without_padding_our_attention_is_that_of_the_network() -> None:
+    """Bit for bit: queries and keys of a text are rounded to bfloat16 too."""
+    from diffusers.models.transformers.transformer_kandinsky import Kandinsky5Attention
+
+    torch.manual_seed(0)
+    attention: Any = Kandinsky5Attention(32, 16)
+    x, text, turns = torch.randn(2, 5, 32), torch.randn(2, 7, 32), torch.randn(1, 5, 1, 8, 2, 2)
+    expected = attention(x, rotary_emb=turns), attention(x, encoder_hidden_states=text)
+    attention.set_processor(kandinsky5._Masked(kandinsky5._Texts(torch.ones(2, 1, 1, 5).bool())))
+    torch.testing.assert_close(attention(x, rotary_emb=turns), expected[0], atol=1e-6, rtol=0)
+    attention.set_processor(kandinsky5._Masked(kandinsky5._Texts()))
+    assert torch.equal(attention(x, rotary_emb=turns), expected[0])
+    assert torch.equal(attention(x, encoder_hidden_states=text), expected[1])
+
+
 def test_self_attention_parts_are_turned_and_rounded_by_the_network(
     tiny: Path, images: Tensor, reference: Callable, as_map: Callable, pipeline: Any
 ) -> None:
