@@ -11,12 +11,10 @@ Each place goes to the experts that its gate chooses. A pass on the meta device,
 equal shares of the places to all.
 """
 
-import inspect
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
@@ -184,6 +182,18 @@ def _share(
     return torch.zeros_like(x)
 
 
+def _mix(
+    mixture: Any, x: Float[Tensor, "places width"], chosen: Int[Tensor, " pairs"], weights: Float[Tensor, "pairs 1"]
+) -> Float[Tensor, "places width"]:
+    """Return the weighted sum of what the chosen experts make of each place; `chosen` has some for each in turn."""
+    found, n = torch.zeros_like(x), mixture.num_activated_experts
+    for i, expert in enumerate(mixture.experts):
+        pairs = (chosen == i).nonzero()[:, 0]
+        if len(pairs):
+            found = found.index_add(0, pairs // n, expert(x[pairs // n]) * weights[pairs])
+    return found
+
+
 def _run(network: nn.Module, x_t: Tensor, times: Tensor, condition: Condition) -> Any:
     """Run the transformer on latents; `times` is in 0..1000."""
     return network(
@@ -203,9 +213,9 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
     """
     require_parts(checkpoint, PART, ("vae", *_ENCODERS), trained=options.random_seed is None)
     hidream = load_denoiser(checkpoint, spec, needed, options, part=PART)
-    for module in hidream.modules():
-        if hasattr(module, "moe_infer"):  # diffusers records no gradients in it
-            setattr(module, "moe_infer", MethodType(inspect.unwrap(type(module).moe_infer), module))  # noqa: B010
+    mixtures: list[Any] = [module for module in hidream.modules() if hasattr(module, "moe_infer")]
+    for mixture in mixtures:
+        mixture.moe_infer = partial(_mix, mixture)  # that of diffusers has no gradients
     vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     folder, dtype = checkpoint.part("vae").parent, options.dtype
     clips = [
