@@ -1,13 +1,31 @@
 """What one attention of a pass compares: queries of the image's places and keys of the tokens that they attend to."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffprobe.core.errors import RunFailed
+
+_TEXTS = ("encoder_hidden_states", "norm_encoder_hidden_states")
+"""Arguments of an attention that hold a text (the second one in HiDream)."""
+
+
+def n_heads(module: nn.Module | Any) -> int | None:
+    """Return the number of heads that a module states as an attention of diffusers does; None without one."""
+    found = getattr(module, "heads", getattr(module, "num_heads", None))
+    return found if isinstance(found, int) else None
+
+
+def text_given(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return the text that an attention is called with beside the image; None without one."""
+    names = [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    return next((given[name] for name in _TEXTS if given.get(name) is not None), None)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from diffprobe.backbones.attended import n_heads, text_given
 from diffprobe.backbones.layout import OutputLayout
 from diffprobe.core.shapes import FeatureMap
 
@@ -53,7 +54,7 @@ class AttentionPart:
 
 def may_have_parts(module: nn.Module) -> bool:
     """Return whether a module can be an attention whose parts are read; whether it is one, a pass shows."""
-    return isinstance(getattr(module, "heads", None), int)
+    return n_heads(module) is not None
 
 
 def watch_parts(
@@ -67,8 +68,7 @@ def watch_parts(
     recorders: list[_Recorder] = []
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = dict(zip(("hidden_states", "encoder_hidden_states"), args, strict=False)) | kwargs
-        text = given.get("encoder_hidden_states")
+        text = text_given(module, args, kwargs)
         image: ImageTokens = lambda tokens: tokens  # noqa: E731
         is_cross, is_mixed = False, False
         if layout.is_joint_attention(path) and (text is not None or layout.is_joint(path)):

@@ -38,6 +38,7 @@ class _Kind:
 
 
 _KINDS = {
+    "llama": _Kind("LlamaModel"),
     "mistral3": _Kind("MistralModel", "text_config"),
     "qwen3": _Kind("Qwen3Model"),
     "qwen2_5_vl": _Kind("Qwen2_5_VLTextModel", "text_config"),
@@ -132,23 +133,31 @@ def _inner(path: Path, layers: int | None) -> tuple[str, LanguageModel]:
 
 
 def load_chat_model(
-    folder: Path, *, dtype: torch.dtype, length: int, layers: Sequence[int] = (), template: bool = True
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    length: int,
+    layers: Sequence[int] = (),
+    template: bool = True,
+    encoder: str = "text_encoder",
+    tokenizer: str = "tokenizer",
 ) -> ChatEncoder:
-    """Load a language model and its tokenizer, the parts `text_encoder` and `tokenizer` of a pipeline folder.
+    """Load a language model and its tokenizer from a pipeline folder.
 
     Args:
         length: tokens of every text.
         layers: see `ChatEncoder`; none loads all layers.
         template: whether the tokenizer needs a chat template.
+        encoder, tokenizer: names of the two parts.
     Raises: WeightsMissing without safetensors weights, a vocabulary or a template; WeightsMismatch if the model is
         another one, or its weights do not fit the config.
     """
     import transformers
     from transformers import AutoTokenizer
 
-    part = folder / "text_encoder"
+    part = folder / encoder
     require_files(part)
-    require_vocabulary(folder, "tokenizer")
+    require_vocabulary(folder, tokenizer)
     deepest = max(layers, default=None)
     name, inner = _inner(part / CONFIG, deepest)
     n_layers = _n_layers(part / CONFIG, inner)
@@ -161,8 +170,8 @@ def load_chat_model(
     model = load_transformer(kind, part, dtype=dtype, declared_only=False, inner=inner)
     if deepest is not None and n_layers > deepest:
         model.norm = nn.Identity()  # the deepest state is the input of a layer that was not loaded
-    words = load_tokenizer(AutoTokenizer, folder / "tokenizer")
-    text = read_chat_template(folder / "tokenizer") if template else ""
+    words = load_tokenizer(AutoTokenizer, folder / tokenizer)
+    text = read_chat_template(folder / tokenizer) if template else ""
     return ChatEncoder(words, model, length, layers, text)
 
 

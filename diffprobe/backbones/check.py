@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -22,15 +22,18 @@ from diffprobe.backbones.loading import make_network
 from diffprobe.backbones.locate import locate
 from diffprobe.backbones.lora import find_lora, require_fit
 from diffprobe.backbones.lora_names import DENOISER
-from diffprobe.backbones.memory_estimate import peak_activations
+from diffprobe.backbones.memory_estimate import held_weights, peak_activations
+from diffprobe.backbones.network_size import network_bytes
 from diffprobe.backbones.part_config import part_names
+from diffprobe.backbones.quantized import linear_layers
 from diffprobe.backbones.text_encoders import clip_class, require_t5_vocabulary, t5_class, t5_tokenizer
 from diffprobe.backbones.tokenizer_files import load_tokenizer, require_vocabulary
 from diffprobe.backbones.transformers_model import match_transformer
 from diffprobe.backbones.vae import PIXELS, match_encoder
 from diffprobe.backbones.weight_files import weight_files
 from diffprobe.backbones.weights import DENOISERS, config_file, denoiser_source, match_whole, read_config
-from diffprobe.core.errors import DiffprobeError, WeightsMismatch, WeightsMissing
+from diffprobe.config.schema import BackboneConfig
+from diffprobe.core.errors import ConfigError, DiffprobeError, WeightsMismatch, WeightsMissing
 from diffprobe.core.foreign import naming
 
 _AUTOENCODERS = ("vae", "movq")
@@ -58,7 +61,9 @@ class MemoryReport:
     """An estimate of the memory that features need, in bytes."""
 
     weights: int
-    """Weights of the whole denoiser, the encoder of images, and the text encoders."""
+    """Weights of the whole denoiser, the encoder of images, and the text encoders, as they are held in a pass."""
+    loading: int
+    """What is held besides while they are read: with `quantize` a block in full precision."""
     encoding: int
     """Activations while the images of a batch are encoded."""
     denoising: int
@@ -72,13 +77,13 @@ class MemoryReport:
 
     @property
     def batch(self) -> int:
-        """Weights, and the larger one of both activations."""
-        return self.weights + max(self.encoding, self.denoising)
+        """Weights, and the largest one of both activations and what loading needs."""
+        return self.weights + max(self.encoding, self.denoising, self.loading)
 
     @property
     def largest(self) -> int:
         """The same with the largest pass."""
-        return self.weights + max(self.encoding, self.full_pass)
+        return self.weights + max(self.encoding, self.full_pass, self.loading)
 
 
 @dataclass(kw_only=True)
@@ -114,6 +119,8 @@ def check_backbone(
     lora: str | None = None,
     batch_size: int = 64,
     dtype: str = "float32",
+    offload: Literal["none", "blocks"] = "none",
+    quantize: Literal["none", "int8", "fp8"] = "none",
 ) -> CheckReport:
     """Check a checkpoint on this machine; nothing is downloaded, and no weights are read.
 
@@ -125,9 +132,12 @@ def check_backbone(
         lora: FILE or FILE@WEIGHT that would be added to the weights.
         batch_size: images per batch, for the estimate of the memory.
         dtype: precision of the forward pass, for the same.
-    Raises: ConfigError for a resolution or revision that it cannot have. What is wrong with the checkpoint itself is
-        in `faults`.
+        offload: `backbone.offload` of the run, for the same.
+        quantize: `backbone.quantize` of the run, for the same.
+    Raises: ConfigError for a resolution or revision that it cannot have, and for settings that clash or have no effect.
+        What is wrong with the checkpoint itself is in `faults`.
     """
+    BackboneConfig(path=path, lora=lora, offload=offload, quantize=quantize)
     report = CheckReport(name=path)
     checkpoint = _collect(
         report, lambda: locate(path, revision=revision, single_file_config=single_file_config, cached_only=True)
@@ -149,11 +159,14 @@ def check_backbone(
     described = _collect(report, lambda: describe(checkpoint, resolution))
     if described is not None:
         spec = described[1]
+        _require_effect(spec, offload, quantize)
         report.family, report.resolution = spec.family, spec.resolution
         if lora is not None:
             _collect(report, lambda: _check_lora(lora, spec, networks))
         if not report.faults:
-            report.memory = _collect(report, lambda: _estimate(spec, networks, batch_size, DTYPES[dtype]))
+            report.memory = _collect(
+                report, lambda: _estimate(spec, networks, batch_size, DTYPES[dtype], offload, quantize)
+            )
     return report
 
 
@@ -256,13 +269,32 @@ def stated_licence(folder: Path) -> str | None:
     return name if name is None or link is None else f"{name} ({link})"
 
 
-def _estimate(spec: BackboneSpec, networks: dict[str, nn.Module], batch_size: int, dtype: torch.dtype) -> MemoryReport:
+def _require_effect(spec: BackboneSpec, offload: str, quantize: str) -> None:
+    """Refuse settings of the blocks that a backbone has nothing for. Raises: ConfigError."""
+    idle = {
+        "offload": offload != "none" and not any(map(network_bytes, map(spec.denoiser.get_submodule, spec.blocks))),
+        "quantize": quantize != "none" and not linear_layers(spec.denoiser, spec.blocks),
+    }
+    for name, found in idle.items():
+        if found:
+            what = "weights" if name == "offload" else "linear layers"
+            raise ConfigError(f"{name} has no effect on '{spec.name}': no block has {what}.", fix="remove it")
+
+
+def _estimate(
+    spec: BackboneSpec,
+    networks: dict[str, nn.Module],
+    batch_size: int,
+    dtype: torch.dtype,
+    offload: str,
+    quantize: str,
+) -> MemoryReport:
     """Estimate the memory of a batch. Everything is measured in float32 and scaled to the precision of the pass."""
     scale, side = dtype.itemsize / 4, spec.resolution
     most = rows_per_pass(spec.latent_shape)
     with naming(spec.name, "a checkpoint whose denoiser runs as its configurations describe it"):
         one = peak_activations(spec.denoiser, lambda: spec.run(spec.denoiser)) * scale
-    encoding, weights = 0.0, 0.0
+    encoding, weights, loading = 0.0, 0.0, 0
     for name, network in networks.items():
         own = scale
         if name in _AUTOENCODERS:
@@ -272,10 +304,15 @@ def _estimate(spec: BackboneSpec, networks: dict[str, nn.Module], batch_size: in
             image = torch.empty(1, 3, *frames, side, side, device="meta")
             rows = min(batch_size, max(1, PIXELS // side**2))
             encoding = rows * own * peak_activations(vae, lambda: vae.encode(image))  # noqa: B023  # called at once
+        if name in DENOISERS:
+            held, loading = held_weights(network, spec.blocks, dtype, offload=offload == "blocks", quantize=quantize)
+            weights += held
+            continue
         weights += own * 4 * sum(x.numel() for x in network.parameters())
     rows = min(batch_size, most)
     return MemoryReport(
         weights=int(weights),
+        loading=loading,
         encoding=int(encoding),
         denoising=int(rows * one),
         full_pass=int(most * one),

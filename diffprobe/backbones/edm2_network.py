@@ -74,19 +74,30 @@ class Edm2Config:
             )
         for field in fields(cls):
             if field.name in found:
-                found[field.name] = _checked(field.name, str(field.type), found[field.name])
+                found[field.name] = checked_setting(field.name, str(field.type), found[field.name])
         config = cls(**found)
-        halved = 2 ** (len(config.channel_mult) - 1)
-        if config.img_resolution % halved or len(config.channel_mult) > _MOST_LEVELS:
-            raise WeightsMismatch(
-                f"img_resolution {config.img_resolution} with {len(config.channel_mult)} levels in channel_mult.",
-                f"allowed: at most {_MOST_LEVELS} levels, and a side that can be halved between them",
-            )
+        require_levels(config.img_resolution, config.channel_mult)
         return config
 
 
-def _checked(name: str, kind: str, value: object) -> Any:
-    """Return the value of a setting, lists as tuples. Raises: WeightsMismatch."""
+def require_levels(side: int, channel_mult: tuple[int, ...]) -> None:
+    """Check that a side can be halved between the levels of a U-Net. Raises: WeightsMismatch."""
+    if side % 2 ** (len(channel_mult) - 1) or len(channel_mult) > _MOST_LEVELS:
+        raise WeightsMismatch(
+            f"img_resolution {side} with {len(channel_mult)} levels in channel_mult.",
+            f"allowed: at most {_MOST_LEVELS} levels, and a side that can be halved between them",
+        )
+
+
+def checked_setting(name: str, kind: str, value: object) -> Any:
+    """Return the value of a setting, lists as tuples.
+
+    Args:
+        name: its name; `label_dim` may be 0.
+        kind: its annotation: whole numbers, tuples of them, or numbers.
+        value: as the config has it.
+    Raises: WeightsMismatch.
+    """
     least = 0 if name == "label_dim" else 1
     numbers = value if isinstance(value, (list, tuple)) and "tuple" in kind else [value]
     whole = all(isinstance(x, int) and not isinstance(x, bool) and x >= least for x in numbers) and len(numbers) > 0

@@ -1,6 +1,6 @@
 """Joint attention of text and image tokens: the queries and keys that a pass compares.
 
-Families with it: SD3, FLUX, FLUX.2, AuraFlow, Qwen-Image, Lumina 2, Z-Image.
+Families with it: SD3, FLUX, FLUX.2, AuraFlow, Qwen-Image, Lumina 2, Z-Image, HiDream.
 
 Queries and keys are normalised, and turned by rotary embeddings, between their projections and their comparison. They
 are taken from the attention's own call of `scaled_dot_product_attention`, so that whatever happens before is included.
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from diffprobe.backbones.attended import Attended, Ready
+from diffprobe.backbones.attended import Attended, Ready, n_heads, text_given
 from diffprobe.backbones.layout import OutputLayout, RowTexts
 
 
 def may_attend_jointly(path: str, module: nn.Module, layout: OutputLayout) -> bool:
     """Return whether a module is an attention in which image and text tokens attend to each other."""
-    return layout.is_joint_attention(path) and isinstance(getattr(module, "heads", None), int)
+    return layout.is_joint_attention(path) and n_heads(module) is not None
 
 
 def may_cross_attend_changed(path: str, module: nn.Module, layout: OutputLayout) -> bool:
     """Return whether a module is a cross-attention whose queries and keys are changed after their projection."""
-    return layout.is_cross_attention(path) and isinstance(getattr(module, "heads", None), int)
+    return layout.is_cross_attention(path) and n_heads(module) is not None
 
 
 def watch_joint_attention(module: Any, path: str, layout: OutputLayout, ready: Ready) -> list[RemovableHandle]:
@@ -36,8 +36,7 @@ def watch_joint_attention(module: Any, path: str, layout: OutputLayout, ready: R
     modes: list[_Recorder] = []
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = dict(zip(("hidden_states", "encoder_hidden_states"), args, strict=False)) | kwargs
-        text, whole = given.get("encoder_hidden_states"), layout.is_joint(path)
+        text, whole = text_given(module, args, kwargs), layout.is_joint(path)
         if text is None and not whole:
             return
         if layout.is_cross_attention(path):
@@ -88,7 +87,7 @@ class _Recorder(TorchFunctionMode):
             q, k = (given[name].transpose(1, 2).flatten(2) for name in ("query", "key"))
             n, total, first = self._n_text, q.shape[1], self._n_registers
             if n is None:
-                self._ready(Attended(q, k, given.get("attn_mask")))
+                self._ready(Attended(q, k, _of_places(given.get("attn_mask"), slice(None))))
                 return function(*args, **kwargs)
             if self._rows is not None:
                 self._ready(_by_rows(q, k, n, self._rows))

@@ -63,10 +63,14 @@ class OutputLayout:
     """Number of tokens before the text, and counted with it, that are parameters of the network and no text."""
     joint: str | None = None
     """Modules that output text and image tokens in one sequence."""
+    image_first: bool = False
+    """Whether the text follows the image in them; for texts of one length, without `row_texts`."""
     filled: str | None = None
     """Modules that output image tokens and their filling, whose number `row_texts` states."""
     image_second: str | None = None
     """Modules that output (text, image); all other tuples begin with the image."""
+    text_second: str | None = None
+    """Modules whose (image, text) has tokens of the text that are read."""
     text_only: str | None = None
     """Modules whose output is of the text alone; they are not taps."""
     heads: str | None = None
@@ -79,6 +83,8 @@ class OutputLayout:
     """Whether text tokens come before those of the image in them."""
     cross_attention: str | None = None
     """Cross-attentions to a text whose queries and keys are changed between their projection and their comparison."""
+    channels_last: str | None = None
+    """Modules that output `[batch, 1, height, width, channels]`, the one frame of an image in a network for video."""
     channels_first: str | None = None
     """Modules that output `[batch, channels, tokens]`, as the group norm of an attention over maps does."""
 
@@ -114,6 +120,8 @@ class OutputLayout:
         Returns: None if the output holds no image.
         """
         output = _stream(output, 1 if _fits(self.image_second, path) else 0)
+        if output is not None and output.ndim == 5 and _fits(self.channels_last, path):
+            return output[:, 0].movedim(-1, 1)
         if output is None or output.ndim not in (3, 4) or self.is_text(path):
             return None
         if output.ndim == 4 and not _fits(self.heads, path):
@@ -123,7 +131,8 @@ class OutputLayout:
         if _fits(self.channels_first, path):
             output = output.transpose(1, 2)
         if _fits(self.joint, path):
-            output = output[:, self.n_text :] if self.row_texts is None else self.row_texts.image(output)
+            own = slice(0, -self.n_text) if self.image_first else slice(self.n_text, None)
+            output = output[:, own] if self.row_texts is None else self.row_texts.image(output)
         elif self.row_texts is not None and _fits(self.filled, path):
             output = self.row_texts.image(output)
         return self.on_grid(output)
@@ -133,13 +142,15 @@ class OutputLayout:
 
         Returns: None if the output does not hold both text and image.
         """
-        apart, joint = _fits(self.image_second, path), _fits(self.joint, path)
-        tokens = _stream(output, 0) if apart or joint else None
+        second, joint = _fits(self.text_second, path), _fits(self.joint, path)
+        apart = second or _fits(self.image_second, path)
+        tokens = _stream(output, int(second)) if apart or joint else None
         if tokens is None or tokens.ndim != 3:
             return None
         if joint and self.row_texts is not None:
             tokens = self.row_texts.text(tokens, self.n_text)
-        text = tokens if apart else tokens[:, : self.n_text]
+        own = slice(-self.n_text, None) if self.image_first else slice(0, self.n_text)
+        text = tokens if apart else tokens[:, own]
         return text[:, self.n_registers :].transpose(1, 2)[..., None]
 
 

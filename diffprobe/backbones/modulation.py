@@ -4,8 +4,8 @@ DiTF (Gan et al., NeurIPS 2025): the residual stream that a block outputs is not
 channels dominate it at all places. Normalised and modulated as at the entry of the block's attention, its features can
 be compared. The scale and the shift are those of the pass, so they depend on timestep and condition; they are read
 where the network computes them: a linear layer of the block's first normalisation (DiT, SD3, FLUX, AuraFlow) or of the
-block (Qwen-Image, SiT), the block's table added to the embedding of the timestep (PixArt, Sana), or what all blocks are
-given (FLUX.2).
+block (Qwen-Image, SiT, Kandinsky 5, HiDream), the block's table added to the embedding of the timestep (PixArt, Sana),
+or what all blocks are given (FLUX.2).
 """
 
 import inspect
@@ -25,10 +25,15 @@ _EPS = 1e-6
 """Of the LayerNorm, unless the block's own normalisation states another (AuraFlow)."""
 _ADAPTIVE = ("AdaLayerNormZero", "SD35AdaLayerNormZero", "AdaLayerNormShift")
 """Starts of the names of diffusers' normalisations whose layer gives the shift first, then the scale."""
-_NORMS = ("norm1", "norm", "img_norm1")
-"""First normalisation of a block: `norm1`, `norm` in the single-stream blocks of FLUX, `img_norm1` in Qwen-Image."""
+_NORMS = ("norm1", "norm", "img_norm1", "self_attention_norm", "norm1_i")
+"""First normalisation of a block: `norm1`, `norm` in the single-stream blocks of FLUX, others in Qwen-Image,
+Kandinsky 5 and HiDream."""
 _LAYERS = ("img_mod", "adaLN_modulation")
-"""Layers of a block, the last one linear, that give its shift and its scale first (Qwen-Image, SiT)."""
+"""Layers of a block, the last one linear, that give its shift and its scale first (Qwen-Image, SiT, HiDream)."""
+_OUTPUT = "visual_modulation.out_layer"
+"""The same as a module with a name (Kandinsky 5)."""
+MODULATION_LAYERS = ("norm1.linear", "norm.linear", *(f"{name}.1" for name in _LAYERS), _OUTPUT)
+"""Layers inside a block that may be hooked to read it."""
 _GIVEN = ("temb_mod_img", "temb_mod")
 """Arguments of a block that hold its shift and its scale first (FLUX.2)."""
 
@@ -44,7 +49,7 @@ def modulation_layer(block: nn.Module) -> str | None:
         layers = getattr(block, name, None)
         if isinstance(layers, nn.Sequential) and isinstance(layers[-1], nn.Linear) and _first_norm(block) is not None:
             return f"{name}.{len(layers) - 1}"
-    return None
+    return _OUTPUT if hasattr(block, _OUTPUT.partition(".")[0]) else None
 
 
 def _first_norm(block: nn.Module) -> nn.Module | None:
@@ -118,7 +123,7 @@ def watch_modulated(
     path, argument, eps = modulation_layer(block), _argument(block) or "", _eps_of(block)
     if path is not None:
         linear = block.get_submodule(path)
-        width = linear.in_features
+        width = getattr(_first_norm(block), "normalized_shape", (linear.in_features,))[0]
         first = linear.register_forward_hook(from_layer)
     else:
         enter = from_table if _table(block) is not None else from_argument

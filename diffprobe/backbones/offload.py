@@ -2,6 +2,7 @@
 
 Everything outside the blocks stays in memory. A block is read at its entry and freed at its exit; while it runs, the
 next one is read in a thread. The arithmetic is that of a network held whole, so features are the same bit for bit.
+A module inside a block that runs outside the block's own pass is read for that (the embedding of a DiT's first block).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,11 +36,16 @@ class BlockOffload:
         self.blocks, self._read, self.most_held = tuple(blocks), read, 0
         self._network, self._device = network, torch.device("cpu")
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="offload")
+        self._borrowed: set[nn.Module] = set()
         self._ahead: tuple[str, Future[Mapping[str, Tensor]]] | None = None
         for i, path in enumerate(self.blocks):
             block = network.get_submodule(path)
             block.register_forward_pre_hook(self._entering(path, self.blocks[(i + 1) % len(self.blocks)]))
             block.register_forward_hook(self._leaving(path), always_call=True)  # a pass may end inside a block
+            for name, module in block.named_modules():
+                if name:
+                    module.register_forward_pre_hook(self._borrowing(path, name))
+                    module.register_forward_hook(self._returning, always_call=True)
         setattr(network, _MARK, self)
 
     def to(self, device: torch.device) -> None:
@@ -49,7 +55,7 @@ class BlockOffload:
             for held in (module._parameters, module._buffers):
                 for name, value in held.items():
                     if value is not None and not value.is_meta:
-                        held[name] = _like(value, value.to(device))
+                        held[name] = like(value, value.to(device))
 
     def _entering(self, path: str, following: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
@@ -68,6 +74,25 @@ class BlockOffload:
             empty(module)
 
         return hook
+
+    def _borrowing(self, path: str, name: str) -> Callable[..., None]:
+        """Return what reads a module `name` of a block that runs while the block itself does not."""
+
+        def hook(module: nn.Module, args: Any) -> None:
+            first = next(chain(module.parameters(), module.buffers()), None)
+            if first is None or not first.is_meta:
+                return
+            found = self._ahead[1].result() if self._ahead is not None and self._ahead[0] == path else self._read(path)
+            own = {key.removeprefix(f"{name}."): x for key, x in found.items() if key.startswith(f"{name}.")}
+            _fill(module, own, self._device)
+            self._borrowed.add(module)
+
+        return hook
+
+    def _returning(self, module: nn.Module, args: Any, output: Any) -> None:
+        if module in self._borrowed:
+            self._borrowed.discard(module)
+            empty(module)
 
 
 def offload_of(network: nn.Module) -> BlockOffload | None:
@@ -92,7 +117,7 @@ def empty(block: nn.Module) -> None:
         for held in (module._parameters, module._buffers):
             for name, value in held.items():
                 if value is not None and ".".join(filter(None, (path, name))) in stored:
-                    held[name] = _like(
+                    held[name] = like(
                         value, torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
                     )
 
@@ -109,10 +134,11 @@ def _fill(block: nn.Module, found: Mapping[str, Tensor], device: torch.device) -
         new = value.to(device, old.dtype)
         if new.stride() != old.stride():
             new = torch.empty_strided(old.shape, old.stride(), dtype=old.dtype, device=device).copy_(new)
-        held[leaf] = _like(old, new)
+        held[leaf] = like(old, new)
 
 
-def _like(old: Tensor, new: Tensor) -> Any:
+def like(old: Tensor, new: Tensor) -> Any:
+    """Return a tensor, as a frozen parameter where the one that it replaces is a parameter."""
     return nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new
 
 

@@ -8,6 +8,7 @@ the precision of the pass when it runs.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diffprobe.backbones.library_logging import quiet_libraries
@@ -15,6 +16,8 @@ from diffprobe.core.errors import ConfigError
 
 INSTALL = "pip install 'diffprobe[quantize]'"
 """Command that installs the library."""
+_PER_CHANNEL = {"int8": 5, "fp8": 4}
+"""Bytes that torchao keeps for each output channel of a layer: a scale in float32, and for int8 a zero point."""
 
 
 def linear_layers(network: nn.Module, blocks: Sequence[str]) -> list[str]:
@@ -44,6 +47,22 @@ def quantize(network: nn.Module, how: str) -> None:
             ) from error
         config: Any = {"int8": Int8WeightOnlyConfig, "fp8": Float8WeightOnlyConfig}[how]()
         quantize_(network, config)
+
+
+def planned_bytes(network: nn.Module, dtype: torch.dtype, how: str = "none") -> int:
+    """Return the bytes of a network or block as it will be held, from its shapes; it may be on the meta device.
+
+    Args:
+        dtype: precision of the pass, of all floating-point tensors that are not quantised.
+        how: `none`, `int8` or `fp8`, of its linear layers.
+    """
+    packed = {} if how == "none" else {
+        id(module.weight): module.weight.numel() + _PER_CHANNEL[how] * module.out_features
+        for module in network.modules() if isinstance(module, nn.Linear)
+    }  # fmt: skip
+    values = (*network.parameters(), *network.buffers())
+    plain = (x.numel() * (dtype.itemsize if x.is_floating_point() else x.element_size()) for x in values)
+    return sum(packed.get(id(x), n) for x, n in zip(values, plain, strict=True))
 
 
 def packed_bytes(network: nn.Module) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from diffprobe.backbones.attended import Attended, Ready
+from diffprobe.backbones.attended import Attended, Ready, n_heads
 from diffprobe.backbones.attention_parts import PARTS, AttentionPart, watch_parts
 from diffprobe.backbones.joint_attention import (
     may_attend_jointly,
@@ -30,7 +30,7 @@ from diffprobe.backbones.joint_attention import (
     watch_joint_attention,
 )
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.modulation import MODULATED, watch_modulated
+from diffprobe.backbones.modulation import MODULATED, MODULATION_LAYERS, watch_modulated
 from diffprobe.core.errors import RunFailed
 from diffprobe.core.shapes import FeatureMap
 
@@ -53,7 +53,7 @@ def split_tap(tap: str) -> tuple[str, str | None]:
 def hooked_modules(tap: str) -> tuple[str, ...]:
     """Return the modules that are hooked to read a tap; compiled regions may not contain them."""
     path, readout = split_tap(tap)
-    inner = {MODULATED: [f"{path}.{norm}.linear" for norm in ("norm1", "norm")]}
+    inner = {MODULATED: [f"{path}.{layer}" for layer in MODULATION_LAYERS]}
     in_attention = readout in (*ATTENTION, *PARTS)
     return (path, f"{path}.to_q", f"{path}.to_k") if in_attention else (path, *inner.get(readout or "", []))
 
@@ -72,7 +72,8 @@ def watch(
         give(_there(layout.text(output, path) if readout == "text" else layout.image(output, path), tap))
 
     def attend(found: Attended) -> None:
-        give(_there(layout.on_grid(found.mean_over_heads(module.heads, probs=readout == "probs")), tap))
+        heads = n_heads(module) or 1
+        give(_there(layout.on_grid(found.mean_over_heads(heads, probs=readout == "probs")), tap))
 
     def part(name: str, found: AttentionPart) -> None:
         give(_there(found.as_map(layout), tap))
@@ -105,7 +106,7 @@ def may_cross_attend(module: nn.Module) -> bool:
     """
     plain = all(isinstance(getattr(module, name, None), nn.Linear) for name in ("to_q", "to_k"))
     changed = any(getattr(module, name, None) is not None for name in ("add_k_proj", "norm_q", "norm_k"))
-    return plain and not changed and isinstance(getattr(module, "heads", None), int)
+    return plain and not changed and n_heads(module) is not None
 
 
 def watch_attention(module: Any, path: str, layout: OutputLayout, ready: Ready) -> list[RemovableHandle]:

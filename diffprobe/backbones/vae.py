@@ -15,6 +15,7 @@ from diffprobe.backbones.loading import load_network, make_network
 from diffprobe.backbones.part_config import CONFIG, positive, read_part_config
 from diffprobe.backbones.weights import load_tensors, match_tensors
 from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
+from diffprobe.core.json_file import read_json_object
 from diffprobe.core.shapes import FeatureMap, Images
 
 PIXELS = 2**20
@@ -54,6 +55,8 @@ _LEVELS = {
 """Key of the levels in the config of each class, and their number if the config states none."""
 EDM2_MEAN, EDM2_STD = (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)
 """Statistics by channel of the latents that EDM2 was trained on (`training/encoders.py` of its code)."""
+_UNSHIFTED = ("Kandinsky5T2IPipeline",)
+"""Pipelines that scale latents without the shift, whatever the config of their autoencoder states (that of FLUX)."""
 _MAX_LEVELS = 12
 """Levels of an autoencoder, each of which halves a side; published ones have at most six."""
 
@@ -170,7 +173,8 @@ class VaeDecoder:
         """Load the autoencoder of a folder. Raises: WeightsMissing, WeightsMismatch."""
         kind = _class_of(read_part_config(folder / CONFIG))
         decoder = _DECODERS.get(kind, cls)
-        return decoder(load_network(kind if kind in _ENCODERS else "AutoencoderKL", folder).requires_grad_(False))
+        network = load_network(kind if kind in _ENCODERS else "AutoencoderKL", folder, **_changes(folder))
+        return decoder(network.requires_grad_(False))
 
     @torch.no_grad()
     def __call__(self, latents: FeatureMap) -> Images:
@@ -301,7 +305,7 @@ def load_vae_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -
     In float16 the encoder stays in float32 where its config has `force_upcast`, since it would overflow.
     Raises: WeightsMissing, WeightsMismatch.
     """
-    config = read_part_config(folder / CONFIG)
+    config = {**read_part_config(folder / CONFIG), **_changes(folder)}
     for name in ("scaling_factor", "shift_factor"):
         value = config.get(name) or 0.0
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -315,6 +319,13 @@ def load_vae_encoder(folder: Path, *, dtype: torch.dtype, images: bool = True) -
     kind = _class_of(config) if _class_of(config) in _ENCODERS else "AutoencoderKL"
     encoder = _ENCODERS.get(kind, VaeEncoder)
     return encoder(_load_half(kind, config, folder, _UNUSED[kind], dtype, images))
+
+
+def _changes(folder: Path) -> dict[str, Any]:
+    """Return what a pipeline sets otherwise than the config of its autoencoder."""
+    index = folder.parent / "model_index.json"
+    name = read_json_object(index, error=WeightsMismatch).get("_class_name") if index.is_file() else None
+    return {"shift_factor": None} if name in _UNSHIFTED else {}
 
 
 def _class_of(config: Mapping[str, Any]) -> str:

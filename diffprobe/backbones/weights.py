@@ -74,6 +74,7 @@ def load_tensors(
     dtype: torch.dtype,
     expected: Collection[str] | None = None,
     leave: Sequence[str] = (),
+    kept: Collection[str] = (),
 ) -> dict[str, tuple[Path, str]]:
     """Read the weights of a network on the meta device; weights of pruned modules stay on disk.
 
@@ -84,6 +85,7 @@ def load_tensors(
         expected: parameter names of the whole network; any other stored name means weights of another network.
             None skips this check.
         leave: modules whose weights stay on disk too; `read_places` reads them.
+        kept: see `read_places`.
     Returns: of each tensor of the network its file, and its name in it.
     Raises: WeightsMissing, WeightsMismatch.
     """
@@ -91,12 +93,16 @@ def load_tensors(
     places = match_tensors(network, folder, expected=expected)
     read = {name: place for name, place in places.items() if not name.startswith(tuple(f"{one}." for one in leave))}
     require_memory(sum(wanted[name].numel() for name in read) * dtype.itemsize, folder)
-    network.load_state_dict(read_places(read, wanted, dtype=dtype), assign=True, strict=not leave)
+    network.load_state_dict(read_places(read, wanted, dtype=dtype, kept=kept), assign=True, strict=not leave)
     return places
 
 
 def read_places(
-    places: Mapping[str, tuple[Path, str]], wanted: Mapping[str, Tensor], *, dtype: torch.dtype
+    places: Mapping[str, tuple[Path, str]],
+    wanted: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype,
+    kept: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Read some tensors of a network.
 
@@ -104,6 +110,7 @@ def read_places(
         places: name in the network -> the file, and the name in it.
         wanted: the tensors of the network by name, on the meta device.
         dtype: what floating-point weights are converted to.
+        kept: names in a tensor's path that keep it in float32.
     Raises: WeightsMismatch.
     """
     found: dict[str, Tensor] = {}
@@ -111,13 +118,18 @@ def read_places(
         with _open(path) as stored:
             for name, (file, key) in places.items():
                 if file == path:
-                    found[name] = _read(stored, key, path, dtype)
+                    found[name] = _read(stored, key, path, precision_of(name, dtype, kept))
                     if found[name].is_floating_point() != wanted[name].is_floating_point():
                         raise WeightsMismatch(
                             f"'{path}': {key} is stored as {found[name].dtype}, the network has {wanted[name].dtype}.",
                             "quantised weights are not read",
                         )
     return found
+
+
+def precision_of(name: str, dtype: torch.dtype, kept: Collection[str]) -> torch.dtype:
+    """Return the precision of a tensor of a network that holds those with a name of `kept` in their path in float32."""
+    return torch.float32 if set(kept) & set(name.split(".")) else dtype
 
 
 def match_tensors(

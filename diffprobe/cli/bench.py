@@ -123,8 +123,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs/dictionaries)",
     )  # fmt: skip
     dictionaries.add_argument("--csv", metavar="FILE", help="write one line per dictionary and factor to a CSV file")
-    memory = what.add_parser("memory", help="peak memory with the denoiser held whole and with its blocks in files")
-    memory.add_argument("--size", default="xl", help="xl, wide or tiny (default: xl)")
+    memory = what.add_parser("memory", help="peak memory with the denoiser held whole, in files and in 8 bits")
+    memory.add_argument("--size", default="xl", help="xl, wide, flux, tiny or tiny-flux (default: xl)")
     quantized = what.add_parser("quantize", help="error of features whose weights are held in 8 bits, on images")
     quantized.add_argument("--backbone", default="emoji-sd", help="folder or name (default: emoji-sd)")
     quantized.add_argument("--data", default="emoji", help="folder or name of the images (default: emoji)")
@@ -364,7 +364,8 @@ def _memory(args: argparse.Namespace) -> int:
     from diffprobe.benchmarks.memory import bench_memory, render
 
     report = bench_memory(args.size, progress=_progress)
-    print(f"{report.machine}; {report.weights_gb:.2f} GB of weights, {report.block_gb:.3f} GB in a block\n")
+    weights = f"{report.n_parameters / 1e9:.2f} billion parameters, {report.weights_gb:.2f} GB in {report.dtype}"
+    print(f"{report.machine}; {weights}, {report.block_gb:.3f} GB in the largest block\n")
     print(render(report))
     return _write_json(args.json, report.to_json())
 

@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="precision, for the memory"
     )
+    parser.add_argument(
+        "--offload", choices=("none", "blocks"), default="none", help="backbone.offload of the run, for the memory"
+    )
+    parser.add_argument(
+        "--quantize", choices=("none", "int8", "fp8"), default="none", help="backbone.quantize, for the memory"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
         lora=args.lora,
         batch_size=args.batch_size,
         dtype=args.dtype,
+        offload=args.offload,
+        quantize=args.quantize,
     )
     print("\n".join([*_header(found), *_parts(found), *_memory(found, args), *_verdict(found)]))
     return 1 if found.faults else 0
@@ -80,9 +88,13 @@ def _memory(found: "CheckReport", args: argparse.Namespace) -> list[str]:
     if memory is None:
         return []
     free = free_memory()
+    ways = {"offload": args.offload, "quantize": args.quantize}
+    way = "".join(f", {name}={value}" for name, value in ways.items() if value != "none")
+    loading = f"; while they are read {size(memory.loading)} more" if memory.loading else ""
+    batch = f"a batch of {args.batch_size} images in {args.dtype}{way}"
     return [
-        f"  memory for a batch of {args.batch_size} images in {args.dtype}: about {size(memory.batch)} (an estimate)",
-        f"    weights {size(memory.weights)}; activations: encoding {size(memory.encoding)}, "
+        f"  memory for {batch}: about {size(memory.batch)} (an estimate)",
+        f"    weights {size(memory.weights)}{loading}; activations: encoding {size(memory.encoding)}, "
         f"a pass of {memory.rows} rows {size(memory.denoising)}",
         f"    with several timesteps, draws or conditions a pass has up to {memory.most_rows} rows: about "
         f"{size(memory.largest)}; backbone.max_rows_per_pass bounds them",

@@ -22,6 +22,7 @@ from diffprobe.core.signals import end_on_sigterm
 from diffprobe.runs.extract import backbone_and_features
 from diffprobe.runs.grid import seeds_of
 from diffprobe.runs.label_injection import mark_injection
+from diffprobe.runs.massive_notes import list_massive
 from diffprobe.runs.plan import RunPlan, also_read, plan, training_of
 from diffprobe.runs.provenance import inputs_of, require_no_leak, require_splits
 from diffprobe.runs.run_media import media_of
@@ -203,7 +204,7 @@ def _write(
                 "noise": config.features.seed,
                 "random_weights": config.backbone.random_seed,
             },
-            metrics=mark_injection(records, source.request, config.probe.kind),
+            metrics=list_massive(mark_injection(records, source.request, config.probe.kind), source),
             started_at=started_at,
             artifacts={**(artifacts if part else written), **inputs_of(source)},
             wandb_run_id=loggers.run_id(logger),

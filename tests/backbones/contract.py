@@ -29,15 +29,19 @@ from tests.backbones.plans import plan_for
 
 RESOLUTION = 32
 PROMPTS = ["Red cat", "a photo of the moon"]
+ONE_LENGTH = {"kandinsky5": ["red  cat &amp; dog", "dog &amp; red cat"]}
+"""Prompts of one length in tokens, for pipelines that attend to padding; texts are cleaned."""
 CLASSES = [3, 0]
 NO_PIPELINE = {
     "pixels": "the raw pixels have no pipeline",
     "sit": "research checkpoints have no pipeline",
+    "edm": "research checkpoints have no pipeline",
     "edm2": "research checkpoints have no pipeline",
 }
 UNGUIDED = {
     "dit": "its pipeline's null class is 1000, which the tiny transformer does not have",
     "lumina2": "its pipeline runs the empty text in a pass of its own",
+    "kandinsky5": "its pipeline runs the empty text in a pass of its own",
 }
 GUIDANCE = {"flux2": 4.0, "z_image": 0.0}
 """Guidance scale of pipelines that are run at another one than 3.5; Z-Image's second pass has the texts first."""
@@ -121,6 +125,10 @@ def run_pipeline(path: str, name: str, conditions: tuple[str, ...]) -> Reference
 
     pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(path)
     pipeline.set_progress_bar_config(disable=True)
+    if hasattr(pipeline, "resolutions"):  # Kandinsky 5 runs these alone
+        pipeline.resolutions = [(RESOLUTION, RESOLUTION)]
+    if name == "hidream":  # its pipeline scales all images to this one
+        pipeline.default_sample_size = RESOLUTION // pipeline.vae_scale_factor
     scheduler = pipeline.scheduler
     is_flow = scheduler.config.get("prediction_type", "flow_prediction") == "flow_prediction"  # none: a FlowMatch...
     if type(scheduler).__name__.startswith("FlowMatch"):  # whole timesteps
@@ -148,13 +156,15 @@ def run_pipeline(path: str, name: str, conditions: tuple[str, ...]) -> Reference
     first = next(name for name in signature.parameters if name != "self")
     rows = len(calls[0][first])
     plain: list[str | int] = (
-        [*PROMPTS] if "caption" in conditions else [*CLASSES] if "label" in conditions else ["", ""]
+        [*_prompts(name)] if "caption" in conditions else [*CLASSES] if "label" in conditions else ["", ""]
     )
     guided = rows == 2 * len(plain)
 
     def latent(x: Any) -> Tensor:
         if isinstance(x, list):  # Z-Image: one frame of each image
             return torch.stack(x)[:, :, 0]
+        if x.ndim == 5:  # Kandinsky 5: channels of the only frame
+            return x[:, 0].movedim(-1, 1)
         if x.ndim != 3:
             return x
         if not hasattr(pipeline, "_unpack_latents"):  # FLUX.2: one latent place is a token
@@ -175,11 +185,15 @@ def run_pipeline(path: str, name: str, conditions: tuple[str, ...]) -> Reference
     )
 
 
+def _prompts(name: str) -> list[str]:
+    return ONE_LENGTH.get(name, PROMPTS)
+
+
 def _arguments(pipeline: Any, name: str) -> dict[str, Any]:
     """Choose the arguments that a pipeline's call has."""
     zeros = torch.zeros(len(PROMPTS), getattr(getattr(pipeline, "unet", pipeline).config, "encoder_hid_dim", None) or 1)
     known = {
-        "prompt": list(PROMPTS),  # Z-Image writes into it
+        "prompt": list(_prompts(name)),  # Z-Image writes into it
         "class_labels": CLASSES,
         "image_embeds": zeros,
         "negative_image_embeds": zeros,
@@ -231,9 +245,12 @@ def check_conditioning(case: Case) -> None:
 
 
 def _without_padding(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Cut texts to the longest one of the batch where a mask hides the padding (Qwen-Image)."""
+    """Cut texts to the longest one of the batch where a mask hides the padding (Qwen-Image, Kandinsky 5)."""
     name = "encoder_hidden_states"
     mask = given.get(f"{name}_mask")
+    if "text_rope_pos" in given:  # its masks are not arguments of the network
+        n = int(given[name].any(-1).sum(1).max())
+        return {**given, name: given[name][:, :n], "text_rope_pos": given["text_rope_pos"][:n]}
     if not isinstance(mask, Tensor):
         return given
     longest = int(mask.sum(1).max())
@@ -320,11 +337,14 @@ def plain_maps(network: nn.Module, step: Step, side: int) -> tuple[dict[str, Ten
     if isinstance(registers := getattr(network, "register_tokens", None), Tensor):  # AuraFlow: before the text
         n_text += registers.shape[1]
     rows = _rows(network, step.given)
+    if "encoder_hidden_states_llama3" in step.given and rows is not None:
+        n_text = rows.longest
     assert n_text not in _places(side), f"{n_text} text tokens could be taken for image tokens"
     maps: dict[str, Tensor] = {}
     text_only: list[str] = []
     for path, runs in first.items():
-        wide = [(a, b) for a, b in zip(runs[0], second[path][0], strict=True) if a.ndim in (3, 4)]
+        both = [tuple(map(_one_frame, pair)) for pair in zip(runs[0], second[path][0], strict=True)]
+        wide = [(a, b) for a, b in both if a.ndim in (3, 4)]
         of_image = [a for a, b in wide if not torch.equal(a, b) and n_text not in a.shape[1 : a.ndim - 1]]
         found = [
             x for a in of_image if (x := _as_map(network.get_submodule(path), path, a, side, n_text, rows)) is not None
@@ -348,10 +368,17 @@ def _rows(network: nn.Module, given: Mapping[str, Any]) -> Rows | None:
     """Find it by the pass of a network."""
     if isinstance(texts := given.get("cap_feats"), list):  # Z-Image: the image is first, texts are filled up
         return Rows(max(len(text) + -len(text) % 32 for text in texts), [0] * len(texts))
+    if isinstance(t5 := given.get("encoder_hidden_states_t5"), Tensor) and "encoder_hidden_states_llama3" in given:
+        return Rows(3 * t5.shape[1], [0] * len(t5))  # HiDream: the image is first, then T5 and twice Llama
     if hasattr(network, "context_refiner"):  # Lumina 2: the image follows a text of each row's own length
         lengths = given["encoder_attention_mask"].sum(1).tolist()
         return Rows(max(lengths), lengths)
     return None
+
+
+def _one_frame(x: Tensor) -> Tensor:
+    """Bring `[batch, 1, height, width, channels]` into the layout of maps."""
+    return x[:, 0].movedim(-1, 1) if x.ndim == 5 and x.shape[1] == 1 else x
 
 
 @torch.no_grad()
@@ -378,13 +405,17 @@ def _places(side: int) -> dict[int, int]:
     return {(side >> level) ** 2: side >> level for level in range(side.bit_length())}
 
 
+_HEAD_NORMS = ("norm_q", "norm_k", "query_norm", "key_norm")
+"""Names of normalisations of heads."""
+
+
 def _as_map(module: nn.Module, path: str, x: Tensor, side: int, n_text: int, rows: Rows | None) -> Tensor | None:
     """Lay an output of the image out as [batch, channels, height, width], by sizes alone."""
     places = _places(side)
     if rows is not None and x.ndim in (3, 4) and x.shape[1] - rows.longest in places:
         n_image = x.shape[1] - rows.longest
         x = torch.stack([row[n : n + n_image] for row, n in zip(x, rows.starts, strict=True)])
-    if x.ndim == 4 and path.rpartition(".")[2] in ("norm_q", "norm_k"):  # heads
+    if x.ndim == 4 and path.rpartition(".")[2] in _HEAD_NORMS:  # heads
         axis = next(axis for axis in (1, 2) if x.shape[axis] in places or x.shape[axis] - n_text in places)
         x = x.movedim(axis, 1).flatten(2)
     elif x.ndim == 4:

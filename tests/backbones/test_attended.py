@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from diffprobe.backbones.attended import Attended
+from diffprobe.backbones.attended import Attended, n_heads, text_given
 from diffprobe.core.errors import RunFailed
 
 
@@ -50,3 +50,26 @@ def test_a_mask_of_another_length_is_refused() -> None:
     found = Attended(torch.randn(2, 6, 12), torch.randn(2, 5, 12), torch.zeros(2, 1, 7))
     with pytest.raises(RunFailed, match="does not fit 2 rows of 5 tokens"):
         found.mean_over_heads(3, probs=True)
+
+
+def test_heads_are_stated_under_either_name() -> None:
+    for name in ("heads", "num_heads"):
+        module = nn.Identity()
+        setattr(module, name, 3)  # as the attentions of diffusers do
+        assert n_heads(module) == 3
+    assert n_heads(nn.Identity()) is None
+    named = nn.Module()
+    named.heads = nn.Identity()
+    assert n_heads(named) is None
+
+
+class _Named(nn.Module):
+    def forward(self, norm_hidden_states: Tensor, masks: Tensor | None, norm_encoder_hidden_states: Tensor) -> None:
+        """Has the arguments of the attention of HiDream."""
+
+
+def test_a_text_is_found_by_the_names_of_the_arguments() -> None:
+    image, text = torch.zeros(1, 4, 2), torch.zeros(1, 3, 2)
+    assert text_given(_Named(), (image, None, text), {}) is text
+    assert text_given(_Named(), (image,), {"norm_encoder_hidden_states": text}) is text
+    assert text_given(_Named(), (image, image), {}) is None

@@ -1,14 +1,23 @@
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from diffprobe.backbones import weights
+from diffprobe.backbones.base import LoadOptions
 from diffprobe.backbones.check import check_backbone, stated_licence
+from diffprobe.backbones.families import describe, dit
+from diffprobe.backbones.loading import load_whole
 from diffprobe.backbones.locate import locate
+from diffprobe.backbones.offload import offload_of
+from diffprobe.backbones.quantized import linear_layers, packed_bytes
+from diffprobe.backbones.weights import DENOISERS
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.registry import FAMILIES
 
@@ -133,3 +142,72 @@ def test_half_precision_halves_the_estimate_and_a_batch_is_bounded_by_the_pass(t
     large = check_backbone(str(tiny_sd), batch_size=10**6).memory
     assert large is not None and large.denoising == large.full_pass and large.rows == large.most_rows
     assert locate(str(tiny_sd)).folder == tiny_sd
+
+
+def held(network: nn.Module) -> int:
+    return sum(x.numel() * x.element_size() for x in network.parameters() if not x.is_meta)
+
+
+def others(folder: str, **settings: Any) -> int:
+    """Return the bytes of all parts but the denoiser."""
+    found = check_backbone(folder, **settings)
+    assert found.memory is not None
+    return found.memory.weights - 4 * next(part.n_parameters or 0 for part in found.parts if part.name in DENOISERS)
+
+
+@pytest.mark.parametrize("family", ["dit", "sd_unet", "flux"])
+def test_with_offload_the_weights_are_those_that_a_pass_holds(family: str, tmp_path: Path) -> None:
+    folder = str(FAMILIES.load(family).tiny(tmp_path))
+    checkpoint = locate(folder)
+    found, spec = describe(checkpoint, None)
+    backbone = load_whole(checkpoint, found, spec, LoadOptions(offload_blocks=True))
+    offload = offload_of(backbone.denoiser)
+    assert offload is not None
+    most = 0
+
+    def count(module: nn.Module, args: Any) -> None:
+        nonlocal most
+        ahead = offload._ahead
+        read = {} if ahead is None else ahead[1].result()
+        most = max(most, held(backbone.denoiser) + sum(x.numel() * x.element_size() for x in read.values()))
+
+    for path in offload.blocks:
+        backbone.denoiser.get_submodule(path).register_forward_pre_hook(count)
+    condition = backbone.encode_conditions([None])
+    with torch.no_grad():
+        backbone.denoise(torch.zeros(1, *spec.latent_shape), torch.tensor([3]), condition)
+    memory = check_backbone(folder, offload="blocks").memory
+    assert memory is not None and memory.weights - others(folder) == most and memory.loading == 0
+    assert most < 0.95 * held(load_whole(checkpoint, found, spec, LoadOptions()).denoiser)
+
+
+def test_with_quantize_the_weights_are_those_in_8_bits(tmp_path: Path) -> None:
+    folder = str(dit.tiny(tmp_path))
+    checkpoint = locate(folder)
+    found, spec = describe(checkpoint, None)
+    whole = load_whole(checkpoint, found, spec, LoadOptions()).denoiser
+    for how, per_channel in (("int8", 5), ("fp8", 4)):
+        memory = check_backbone(folder, quantize=how).memory  # type: ignore[arg-type]
+        layers: list[Any] = [whole.get_submodule(path) for path in linear_layers(whole, spec.blocks)]
+        saved = sum(3 * layer.weight.numel() - per_channel * layer.out_features for layer in layers)
+        assert memory is not None and memory.weights - others(folder) == held(whole) - saved
+        assert memory.loading == max(held(whole.get_submodule(path)) for path in spec.blocks)
+        if find_spec("torchao") is not None:
+            network = load_whole(checkpoint, found, spec, LoadOptions(quantize=how)).denoiser
+            buffers = sum(x.numel() * x.element_size() for x in network.buffers())
+            assert memory.weights - others(folder) == packed_bytes(network) - buffers
+
+
+@pytest.mark.parametrize(
+    ("backbone", "settings", "message"),
+    [
+        ("pixels", {"offload": "blocks"}, "offload has no effect"),
+        ("pixels", {"quantize": "int8"}, "quantize has no effect"),
+        ("pixels", {"offload": "blocks", "quantize": "int8"}, "quantize=int8 with offload"),
+    ],
+)
+def test_settings_without_effect_or_that_clash_are_refused(
+    backbone: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_backbone(backbone, **settings)

@@ -89,3 +89,18 @@ def test_a_cross_attention_may_be_read_where_it_compares() -> None:
     layout = OutputLayout(size=(8, 8), cross_attention=r"blocks\.\d+\.attn2")
     assert layout.is_cross_attention("blocks.3.attn2") and not layout.is_cross_attention("blocks.3.attn1")
     assert not OutputLayout(size=(8, 8)).is_cross_attention("blocks.3.attn2")
+
+
+def test_the_one_frame_of_a_network_for_video_is_a_map() -> None:
+    x, layout = torch.randn(2, 1, 4, 6, 5), OutputLayout(size=(8, 12), channels_last=r"embed(\..+)?")
+    assert torch.equal(layout.image(x, "embed.in_layer"), x[:, 0].permute(0, 3, 1, 2))  # type: ignore[arg-type]
+    assert layout.image(x, "other") is None
+
+
+def test_a_text_may_follow_the_image() -> None:
+    text, image = torch.randn(2, 7, 5), torch.randn(2, 16, 5)
+    layout = OutputLayout(size=(8, 8), n_text=7, joint=r"single\.\d+", image_first=True, text_second=r"double\.\d+")
+    for output, path in ((torch.cat([image, text], 1), "single.1"), ((image, text), "double.1")):
+        assert torch.equal(layout.image(output, path).flatten(2), image.transpose(1, 2))  # type: ignore[union-attr]
+        assert torch.equal(layout.text(output, path)[..., 0], text.transpose(1, 2))  # type: ignore[index]
+    assert layout.text((image, text), "double.1.attn") is None

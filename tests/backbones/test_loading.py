@@ -1,12 +1,16 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from diffprobe.backbones import loading
 from diffprobe.backbones.base import Checkpoint, LoadOptions
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import dit, family_of
@@ -43,6 +47,48 @@ def test_a_denoiser_is_loaded_pruned_frozen_and_in_the_asked_precision(
         assert parameter.dtype == torch.bfloat16 and not parameter.requires_grad and not parameter.is_meta
     assert not network.training and caplog.messages == []
     assert all(parameter.is_meta for parameter in spec.denoiser.parameters())
+
+
+@pytest.mark.parametrize("seed", [None, 3], ids=["trained", "random"])
+@pytest.mark.parametrize("part", list(PARTS))
+def test_each_block_is_quantised_before_the_next_one_is_read_or_drawn(
+    part: str, seed: int | None, checkpoint: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    @torch.no_grad()
+    def rounded(block: nn.Module, how: str) -> None:
+        events.append("quantised")
+        for parameter in block.parameters():
+            assert parameter.dtype == torch.bfloat16 and not parameter.is_meta
+            parameter.mul_(16).round_().div_(16)
+
+    def drawn(network: nn.Module, blocks: Sequence[str], made: Callable[[str, nn.Module], None]) -> Any:
+        def noted(path: str, block: nn.Module) -> None:
+            events.append("held")
+            made(path, block)
+
+        return drawn_blocks(network, blocks, noted)
+
+    def read(*args: Any, **settings: Any) -> dict[str, torch.Tensor]:
+        events.append("held")
+        return read_places(*args, **settings)
+
+    found = checkpoint(part)
+    spec = family_of(found).spec(found, None)
+    needed, n = {path for path, _ in spec.denoiser.named_modules()}, len(spec.blocks)
+    options = LoadOptions(dtype=torch.bfloat16, random_seed=seed)
+    expected = load_denoiser(found, spec, needed, options, part=part)
+    drawn_blocks, read_places = loading.drawn_blocks, loading.read_places
+    for name, other in (("quantize", rounded), ("drawn_blocks", drawn), ("read_places", read)):
+        monkeypatch.setattr(loading, name, other)
+    network = load_denoiser(found, spec, needed, replace(options, quantize="int8"), part=part)
+    assert n > 1 and events == ["held", "quantised"] * n
+    for path in spec.blocks:  # after all have been drawn
+        rounded(expected.get_submodule(path), "int8")
+    whole = expected.state_dict()
+    assert all(torch.equal(value, whole[name]) for name, value in network.state_dict().items())
+    assert {x.dtype for x in network.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("part", list(PARTS))

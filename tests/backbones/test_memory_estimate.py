@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from diffprobe.backbones.memory_estimate import peak_activations
+from diffprobe.backbones.memory_estimate import held_weights, peak_activations
 
 
 def test_the_peak_counts_what_is_alive_and_no_weights() -> None:
@@ -25,3 +25,19 @@ def test_attention_keeps_no_scores() -> None:
         return nn.functional.scaled_dot_product_attention(x, x, x)
 
     assert peak_activations(nn.Identity(), run) == 2 * 4096 * 8 * 4
+
+
+def test_of_offloaded_blocks_the_two_neighbours_that_are_largest_together_count() -> None:
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(4, 10), nn.Linear(10, 2), nn.Linear(2, 10), nn.Linear(10, 3))
+    sizes = [50, 22, 30, 33]
+    assert held_weights(net, ["0", "1", "2", "3"], torch.float32, offload=True) == (4 * (33 + 50), 0)  # last and first
+    assert held_weights(net, ["0", "1"], torch.bfloat16, offload=True) == (2 * sum(sizes), 0)
+    assert held_weights(net, ["1"], torch.float32, offload=True) == (4 * sum(sizes), 0)
+    assert held_weights(net, [], torch.float32) == (4 * sum(sizes), 0)
+
+
+def test_quantised_blocks_count_by_their_format_and_one_more_while_they_are_read() -> None:
+    net = nn.Sequential(nn.Linear(4, 10), nn.LayerNorm(10), nn.Linear(10, 3))
+    held, loading = held_weights(net, ["0", "1"], torch.bfloat16, quantize="int8")
+    assert held == (40 + 10 * 5 + 10 * 2) + 20 * 2 + 33 * 2 and loading == 50 * 2

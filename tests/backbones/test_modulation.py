@@ -11,7 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.families import auraflow, dit, flux, flux2, hunyuandit, pixart, qwen_image, sana, sd3, sit
+from diffprobe.backbones.families import (
+    auraflow,
+    dit,
+    flux,
+    flux2,
+    hidream,
+    hunyuandit,
+    kandinsky5,
+    pixart,
+    qwen_image,
+    sana,
+    sd3,
+    sit,
+)
 from diffprobe.backbones.modulation import may_modulate, modulate, modulation_layer
 from diffprobe.backbones.taps import list_taps
 from diffprobe.core.errors import UnknownTap
@@ -32,8 +45,15 @@ CASES = [
     (auraflow, "single_transformer_blocks.1", lambda output: output),
     (hunyuandit, "blocks.1", lambda output: output),
     (hunyuandit, "blocks.3", lambda output: output),  # with a skip connection
+    (kandinsky5, "visual_transformer_blocks.1", lambda output: output),
+    (hidream, "double_stream_blocks.1.block", lambda output: output[0]),
+    (hidream, "single_stream_blocks.1.block", lambda output: output[:, :64]),  # the image comes first
 ]
 """Family, block, and where the image tokens are in its output."""
+
+
+SIDES = {kandinsky5: 64, hidream: 32}
+"""Resolutions of families whose own is large."""
 
 
 def again(block: Any, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
@@ -45,12 +65,18 @@ def again(block: Any, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
     if (given := kwargs.get("temb_mod_img", kwargs.get("temb_mod"))) is not None:  # FLUX.2
         shift, scale = given[:, None].chunk(given.shape[-1] // tokens.shape[-1], dim=-1)[:2]
         return (block.norm1 if hasattr(block, "norm1") else block.norm)(tokens) * (1 + scale) + shift
+    if hasattr(block, "norm1_i"):  # HiDream
+        shift, scale = block.adaLN_modulation(kwargs["temb"])[:, None].unflatten(2, (-1, tokens.shape[2])).unbind(2)[:2]
+        return block.norm1_i(tokens) * (1 + scale) + shift
     if hasattr(block, "adaLN_modulation"):  # SiT
         shift, scale = block.adaLN_modulation(kwargs["given"])[:, None].chunk(6, dim=-1)[:2]
         return block.norm1(tokens) * (1 + scale) + shift
     if hasattr(block, "img_mod"):  # Qwen-Image
         shift, scale = block.img_mod(kwargs["temb"])[:, None].chunk(6, dim=-1)[:2]
         return block.img_norm1(tokens) * (1 + scale) + shift
+    if hasattr(block, "visual_modulation"):  # Kandinsky 5
+        shift, scale = block.visual_modulation(kwargs["time_embed"])[:, None].chunk(9, dim=-1)[:2]
+        return block.self_attention_norm(tokens) * (1 + scale) + shift
     if kwargs.get("class_labels") is not None:  # DiT
         return block.norm1(tokens, kwargs["timestep"], kwargs["class_labels"], hidden_dtype=tokens.dtype)[0]
     norm = block.norm1 if hasattr(block, "norm1") else block.norm
@@ -65,7 +91,7 @@ def test_it_is_what_the_blocks_own_normalisation_makes_of_its_output(
     family.tiny(tmp_path)
     tap = f"{path}/modulated"
     features = DiffusionFeatures.from_pretrained(
-        str(tmp_path), taps=[tap], timesteps=[100, 600], pool="none", device="cpu"
+        str(tmp_path), taps=[tap], timesteps=[100, 600], pool="none", device="cpu", resolution=SIDES.get(family)
     )
     block: Any = features._backbone.denoiser.get_submodule(path)
     expected: list[Tensor] = []

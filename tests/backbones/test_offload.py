@@ -1,5 +1,6 @@
 """Blocks in files: features bit for bit those of a network held whole, and never more than two blocks in memory."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -9,13 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffprobe.backbones.base import LoadOptions
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import (
     auraflow,
+    describe,
     dit,
+    edm,
+    edm2,
     flux,
     flux2,
+    hidream,
     hunyuandit,
+    kandinsky5,
     lumina2,
     pixart,
     qwen_image,
@@ -26,15 +33,18 @@ from diffprobe.backbones.families import (
     unet2d,
     z_image,
 )  # fmt: skip
+from diffprobe.backbones.loading import load_whole
+from diffprobe.backbones.locate import locate
 from diffprobe.backbones.offload import BlockOffload, empty, held_bytes, move, offload_of
 from diffprobe.backbones.taps import list_taps
 from diffprobe.core.errors import ConfigError
 
 FAMILIES = [
-    auraflow, dit, flux, flux2, hunyuandit, lumina2, pixart, qwen_image, sana, sd3, sd_unet, sit, unet2d,
-    z_image,
+    auraflow, dit, edm, edm2, flux, flux2, hidream, hunyuandit, kandinsky5, lumina2, pixart, qwen_image, sana, sd3,
+    sd_unet, sit, unet2d, z_image,
 ]  # fmt: skip
 KEYS = ["a", "b"]
+INDEX = "model_index.json"
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.__name__.rpartition(".")[2])
@@ -47,12 +57,15 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def load(folder: str) -> Callable[..., DiffusionFeatures]:
     taps = [tap.path for tap in list_taps(folder, resolution=32)][:-1]  # the last block is not needed
     settings: dict[str, Any] = {"taps": taps, "timesteps": [100, 300], "device": "cpu", "resolution": 32}
+    settings["condition"] = (
+        "label" if json.loads((Path(folder) / INDEX).read_text())["_class_name"] == "EDM2" else "empty"
+    )
     return lambda **changes: DiffusionFeatures.from_pretrained(folder, **{**settings, **changes})
 
 
 def read(features: DiffusionFeatures) -> dict[str, Tensor]:
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return features(images, keys=KEYS)
+    return features(images, keys=KEYS, labels=[1, 7])  # of condition=label, the one of EDM2, which has no null class
 
 
 @pytest.mark.parametrize("changes", [{}, {"random_weights": True, "random_seed": 3}], ids=["trained", "random"])
@@ -98,6 +111,21 @@ def test_a_pass_that_ends_inside_a_block_frees_it(tmp_path: Path) -> None:
     found = read(features)
     assert all(torch.equal(found[cell], expected[cell]) for cell in expected)
     assert all(x.is_meta for x in features._backbone.denoiser.get_submodule("transformer_blocks.1").parameters())
+
+
+def test_a_whole_dit_reads_the_embedding_of_its_first_block_again_at_its_end(tmp_path: Path) -> None:
+    checkpoint = locate(str(dit.tiny(tmp_path)))
+    family, spec = describe(checkpoint, None)
+    whole, apart = (load_whole(checkpoint, family, spec, LoadOptions(offload_blocks=flag)) for flag in (False, True))
+    x, t = torch.randn(2, *spec.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 500])
+    condition = whole.encode_conditions([1, None])
+    outside = held_bytes(apart.denoiser)
+    with torch.no_grad():
+        for _ in range(2):
+            found, expected = (one.denoise(x, t, condition).value for one in (apart, whole))
+            assert torch.equal(found, expected) and held_bytes(apart.denoiser) == outside
+    offload = offload_of(apart.denoiser)
+    assert offload is not None and offload.most_held == 2
 
 
 def test_low_precision_and_other_memory_layouts_are_kept(tmp_path: Path) -> None:

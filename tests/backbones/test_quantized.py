@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import dit
 from diffprobe.backbones.plan import make_configs, make_plan
-from diffprobe.backbones.quantized import linear_layers, packed_bytes, quantize
+from diffprobe.backbones.quantized import linear_layers, packed_bytes, planned_bytes, quantize
 from diffprobe.config.parse import parse
 from diffprobe.config.prompt_schema import PromptExtraction
 from diffprobe.config.schema import BackboneConfig
@@ -86,13 +86,43 @@ def test_what_is_held_is_smaller_and_rows_and_batches_do_not_matter(
     pytest.importorskip("torchao")
     whole, quantised = load(), load(quantize=how)
     block = ["transformer_blocks.0"]
-    n = sum(network(whole).get_submodule(path).weight.numel() for path in linear_layers(network(whole), block))  # type: ignore[misc]
+    n = sum(network(whole).get_submodule(path).weight.numel() for path in linear_layers(network(whole), block))  # type: ignore[misc, operator]
     saved = [packed_bytes(network(one).get_submodule(*block)) for one in (whole, quantised)]
     assert 2.5 * n < saved[0] - saved[1] <= 3 * n
     alone, one_row = read(quantised, 1), read(load(quantize=how, max_rows_per_pass=1))
     for cell, values in read(quantised).items():
         torch.testing.assert_close(alone[cell], values[:1], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(one_row[cell], values, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", FORMATS)
+def test_random_blocks_are_those_of_a_network_that_is_drawn_whole(
+    how: str, load: Callable[..., DiffusionFeatures]
+) -> None:
+    pytest.importorskip("torchao")
+    changes: dict[str, Any] = {"random_weights": True, "random_seed": 3, "dtype": "bfloat16"}
+    whole, found = network(load(**changes)), network(load(quantize=how, **changes))
+    for block in ("transformer_blocks.0", "transformer_blocks.1"):
+        quantize(whole.get_submodule(block), how)
+    expected = whole.state_dict()
+    for name, value in found.state_dict().items():
+        flatten = getattr(value, "__tensor_flatten__", None)
+        parts = [""] if flatten is None else flatten()[0]
+        pairs = [(value, expected[name]) if not part else (getattr(value, part), getattr(expected[name], part))
+                 for part in parts]  # fmt: skip
+        assert all(torch.equal(a.float(), b.float()) and a.dtype == b.dtype for a, b in pairs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("how", FORMATS)
+def test_the_planned_bytes_are_those_that_are_held(how: str, dtype: torch.dtype) -> None:
+    block = nn.Sequential(nn.Linear(10, 7), nn.LayerNorm(3), nn.Linear(7, 4, bias=False))
+    with torch.device("meta"):
+        described = nn.Sequential(nn.Linear(10, 7), nn.LayerNorm(3), nn.Linear(7, 4, bias=False))
+    assert planned_bytes(described, dtype) == packed_bytes(block.to(dtype))
+    pytest.importorskip("torchao")
+    quantize(block, how)
+    assert planned_bytes(described, dtype, how) == packed_bytes(block)
 
 
 def test_a_unet_in_bfloat16_keeps_its_convolutions(tiny_sd: Path) -> None:

@@ -25,6 +25,8 @@ def test_a_tap_is_a_module_and_perhaps_a_readout() -> None:
     assert hooked_modules(f"{ATTN}/probs") == (ATTN, f"{ATTN}.to_q", f"{ATTN}.to_k")
     assert f"{ATTN}.to_q" in hooked_modules(f"{ATTN}/heads")
     assert hooked_modules("transformer_blocks.1/text") == ("transformer_blocks.1",)
+    inner = {"blocks.1.norm1.linear", "blocks.1.img_mod.1", "blocks.1.visual_modulation.out_layer"}
+    assert inner < set(hooked_modules("blocks.1/modulated"))
 
 
 class TestOnATinyPipeline:

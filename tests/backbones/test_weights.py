@@ -16,6 +16,7 @@ from diffprobe.backbones.weights import (
     digest_files,
     digest_part,
     load_tensors,
+    precision_of,
     require_files,
     weight_files,
 )
@@ -237,3 +238,10 @@ class TestReplacedWeights:
             load_tensors(
                 unet, tmp_path / "other.safetensors", dtype=torch.float32, expected=frozenset(unet.state_dict())
             )
+
+
+def test_tensors_with_a_kept_name_in_their_path_stay_in_float32() -> None:
+    kept = ("modulation", "scale_shift_table")
+    assert precision_of("blocks.0.modulation.weight", torch.bfloat16, kept) == torch.float32
+    assert precision_of("blocks.0.scale_shift_table", torch.float16, kept) == torch.float32
+    assert precision_of("blocks.0.text_modulation.weight", torch.bfloat16, kept) == torch.bfloat16

@@ -1,8 +1,10 @@
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
-from diffprobe.benchmarks.memory import MemoryReport, bench_memory, render
+from diffprobe.benchmarks.memory import MemoryReport, _measure, _write, bench_memory, render
 from diffprobe.core.errors import ConfigError
 
 
@@ -13,22 +15,34 @@ def report() -> MemoryReport:
 
 @pytest.mark.slow
 def test_each_way_is_measured_and_gives_the_same_features(report: MemoryReport) -> None:
-    assert [(row.weights, row.offload) for row in report.rows] == [
+    rows = [row for row in report.rows if row.quantize == "none"]
+    assert [(row.weights, row.offload) for row in rows] == [
         (weights, offload) for weights in ("trained", "random") for offload in ("none", "blocks")
     ]
-    trained, _, random, _ = report.rows
+    trained, apart, random, _ = rows
     assert trained.digest != random.digest and all(row.peak_gb > row.start_gb * 0.9 > 0 for row in report.rows)
-    assert [row.most_blocks for row in report.rows] == [None, 2, None, 2]
+    assert [row.most_blocks for row in rows] == [None, 2, None, 2]
     assert 0 < 3 * report.block_gb < report.weights_gb
+    assert trained.held_gb - apart.held_gb == pytest.approx(3 * report.block_gb)
 
 
 @pytest.mark.slow
 def test_the_table_has_a_line_per_way(report: MemoryReport) -> None:
     lines = render(report).splitlines()
-    assert len(lines) == 6 and lines[2].startswith("| trained | none | ")
+    assert len(lines) == 2 + len(report.rows) and lines[2].startswith("| trained | none | none | ")
     assert json.loads(report.to_json())["size"] == "tiny"
 
 
+@pytest.mark.parametrize("weights", ["trained", "random"])
+def test_a_transformer_like_flux_is_measured_in_its_precision(weights: str, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    n_parameters, total, block = _write(str(tmp_path), "tiny-flux", threads)
+    whole, apart = (_measure(str(tmp_path), "tiny-flux", weights, way, "none", threads) for way in ("none", "blocks"))
+    assert 2 * n_parameters == total > whole.held_gb * 1e9 > total / 2  # what follows the last block is not read
+    assert 0 < apart.held_gb * 1e9 < whole.held_gb * 1e9 - block
+    assert whole.digest == apart.digest and apart.most_blocks == 2
+
+
 def test_another_size_is_refused() -> None:
-    with pytest.raises(ConfigError, match="xl, wide, tiny"):
+    with pytest.raises(ConfigError, match="xl, wide, flux, tiny"):
         bench_memory("huge")

@@ -1,5 +1,5 @@
 """Trains probes on live features, and notes what each process was shown: run by test_ddp_live.py and
-test_uneven_shards.py.
+test_uneven_shards.py, and which massive channels it found: by test_massive.py.
 
 LIVE_WORLD=2 LIVE_OUTPUT=folder LIVE_BATCH=10 LIVE_PROBES=classifier,direction python live_features.py SETTING...
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 import lightning
 
 from diffprobe.config.compose import load_run
+from diffprobe.features.massive_channels import to_recorded
 from diffprobe.runs.train import train
 
 WORLD, OUTPUT = int(os.environ.get("LIVE_WORLD", "1")), Path(os.environ.get("LIVE_OUTPUT", "."))
@@ -30,6 +31,10 @@ class Seen(lightning.Callback):
 
     def __init__(self):
         self.keys = {"train": [], "val": [], "test": []}
+
+    def on_train_start(self, trainer, module):
+        found = trainer.datamodule.request.massive
+        self.keys["massive"] = None if found is None else to_recorded(*found)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         self.keys["train"] += [[trainer.current_epoch, key] for key in batch.keys]

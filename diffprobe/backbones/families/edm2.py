@@ -29,6 +29,7 @@ from diffprobe.backbones.base import (
     Prediction,
 )
 from diffprobe.backbones.edm2_network import Edm2Config, Edm2UNet
+from diffprobe.backbones.edm_network import EdmConfig, EdmUNet
 from diffprobe.backbones.families.dit import Dit
 from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.loading import load_denoiser, make_network, require_parts
@@ -70,7 +71,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
         raise WeightsMismatch(f"'{where}' is of a {settings.get('_class_name')}; this family takes {_KIND}.")
     unet: Edm2UNet = make_network(_KIND, settings, torch.device("meta"), where=where)
     config = unet.config
-    latents = _find_input(checkpoint, config, resolution)
+    latents = find_input(checkpoint, config, resolution)
 
     def run(network: nn.Module) -> object:
         label = torch.zeros(1, dtype=torch.long, device="meta") if config.label_dim else None
@@ -93,8 +94,14 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     )
 
 
-def _find_input(checkpoint: Checkpoint, config: Edm2Config, resolution: int | None) -> LatentGrid:
-    """Return the shape of what is denoised. Raises: WeightsMissing, WeightsMismatch, ConfigError."""
+def find_input(checkpoint: Checkpoint, config: Edm2Config | EdmConfig, resolution: int | None) -> LatentGrid:
+    """Return the shape of what is denoised.
+
+    Args:
+        config: settings of the network, which give its side and channels.
+        resolution: the requested image side; None takes its own, the only one that it has.
+    Raises: WeightsMissing, WeightsMismatch, ConfigError.
+    """
     own, channels = config.img_resolution, config.img_channels
     if "vae" in checkpoint.index:
         return find_latents(checkpoint, resolution, own=own, patch=1, channels=channels, only_own=True, vae=_VAE)
@@ -119,7 +126,7 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
     """
     has_vae = "vae" in checkpoint.index
     require_parts(checkpoint, _PART, ("vae",) if has_vae else (), trained=options.random_seed is None)
-    unet = cast(Edm2UNet, load_denoiser(checkpoint, spec, needed, options, part=_PART))
+    unet = cast(Edm2UNet | EdmUNet, load_denoiser(checkpoint, spec, needed, options, part=_PART))
     if not has_vae:
         return Edm2(unet, None, name=checkpoint.name)
     vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
@@ -127,7 +134,7 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
 
 class Edm2(Dit):
-    """A loaded checkpoint of EDM2.
+    """A loaded checkpoint of EDM2, or of EDM, whose preconditioning is the same.
 
     Args:
         denoiser: the network, pruned.
@@ -135,7 +142,7 @@ class Edm2(Dit):
         name: of the checkpoint, for messages.
     """
 
-    def __init__(self, denoiser: Edm2UNet, vae: VaeEncoder | None, *, name: str) -> None:
+    def __init__(self, denoiser: Edm2UNet | EdmUNet, vae: VaeEncoder | None, *, name: str) -> None:
         super().__init__(denoiser, cast(Any, vae), n_classes=denoiser.config.label_dim, name=name, prediction="v")
         self._config, self._has_vae = denoiser.config, vae is not None
         self._levels = (edm_sigmas(_STEPS).log() / 4).float()
@@ -203,7 +210,7 @@ def write_folder(weights: Path | str, out: Path | str, *, vae: Path | str | None
         )
     tensors = read_tensors(weights, dtype=torch.float32, rename=_published)
     try:
-        _write(out, tensors, settings)
+        write_part(out, tensors, settings, kind=_KIND, pipeline="EDM2")
         match_whole(network, out / _PART)
     except WeightsMismatch:
         shutil.rmtree(out)
@@ -214,14 +221,23 @@ def write_folder(weights: Path | str, out: Path | str, *, vae: Path | str | None
     return out
 
 
-def _write(out: Path, tensors: dict[str, Tensor], settings: dict[str, object]) -> None:
+def write_part(out: Path, tensors: dict[str, Tensor], settings: dict[str, object], *, kind: str, pipeline: str) -> None:
+    """Write the U-Net of a checkpoint and its index, without a VAE.
+
+    Args:
+        out: folder of the checkpoint, created if it does not exist.
+        tensors: those of the network, by its own names.
+        settings: those of its config.json.
+        kind: class of the network.
+        pipeline: class in the index, by which the family is found.
+    """
     from safetensors.torch import save_file
 
     (out / _PART).mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / _PART / _WEIGHTS, metadata={"format": "pt"})
-    config = json.dumps({"_class_name": _KIND, **settings}, indent=2)
+    config = json.dumps({"_class_name": kind, **settings}, indent=2)
     (out / _PART / CONFIG).write_text(config, encoding="utf-8")
-    index = {"_class_name": "EDM2", _PART: ["diffprobe", _KIND]}
+    index = {"_class_name": pipeline, _PART: ["diffprobe", kind]}
     (out / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
@@ -257,7 +273,7 @@ def tiny(path: Path | str, *, seed: int = 0, pixels: bool = False, **changes: ob
             if parameter.ndim == 0:  # gains, which are 0 in a new network
                 nn.init.constant_(parameter, 0.7)
         vae = None if pixels else tiny_vae(32, latent_channels=4)
-    _write(path, network.state_dict(), settings)
+    write_part(path, network.state_dict(), settings, kind=_KIND, pipeline="EDM2")
     if vae is not None:
         vae.save_pretrained(path / "vae")
         _mark(path)

@@ -100,6 +100,29 @@ def tiny_qwen2_vl(*, width: int) -> tuple[Any, Any]:
     return words, Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
 
 
+def tiny_llama(*, width: int, layers: int) -> tuple[Any, Any]:
+    """Make a tokenizer of bytes and a few words that begins every text with a token, and draw a Llama.
+
+    Args:
+        width: of the states.
+        layers: number of its layers.
+    Returns: tokenizer and model.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    start, end = "<|begin_of_text|>", "<|eot_id|>"
+    vocabulary, merges = _pieces((start, end))
+    pairs: Any = merges
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.post_processor = processors.TemplateProcessing(single=f"{start} $A", special_tokens=[(start, 0)])
+    words = PreTrainedTokenizerFast(tokenizer_object=made, bos_token=start, eos_token=end, model_max_length=8192)
+    tokens: Any = {"bos_token_id": vocabulary[start], "eos_token_id": vocabulary[end]}
+    return words, LlamaForCausalLM(LlamaConfig(**_sizes(width, len(words), layers), **tokens))
+
+
 def tiny_mistral3(*, width: int) -> tuple[Any, Any]:
     """Make a tokenizer of bytes and a few words, and draw a Mistral 3 with as many layers as pipelines read.
 

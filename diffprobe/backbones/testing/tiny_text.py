@@ -12,12 +12,13 @@ _LENGTH = 24
 """Tokens per prompt."""
 
 
-def tiny_tokenizer(folder: Path, *, pad: str = "<|endoftext|>") -> Any:
+def tiny_tokenizer(folder: Path, *, pad: str = "<|endoftext|>", length: int = _LENGTH) -> Any:
     """Write and load a CLIP tokenizer of letters and a few words.
 
     Args:
         folder: the tokenizer's folder, created if it does not exist.
         pad: the token that pads short prompts.
+        length: tokens per prompt.
     """
     from transformers import CLIPTokenizer
 
@@ -34,9 +35,7 @@ def tiny_tokenizer(folder: Path, *, pad: str = "<|endoftext|>") -> Any:
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *dict.fromkeys(merges)]) + "\n", encoding="utf-8")
-    return CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=_LENGTH, pad_token=pad
-    )
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=length, pad_token=pad)
 
 
 def tiny_clip_text(tokenizer: Any, *, width: int = 32, projection: int | None = None) -> Any:
