@@ -182,10 +182,16 @@ def _share(
     return torch.zeros_like(x)
 
 
-def _mix(
-    mixture: Any, x: Float[Tensor, "places width"], chosen: Int[Tensor, " pairs"], weights: Float[Tensor, "pairs 1"]
-) -> Float[Tensor, "places width"]:
-    """Return the weighted sum of what the chosen experts make of each place; `chosen` has some for each in turn."""
+def _mix(mixture: Any, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted sum of what the chosen experts make of each place.
+
+    Shapes are not checked here, since the blocks that call it are compiled.
+
+    Args:
+        x: [places, width].
+        chosen: numbers of experts, some for each place in turn, [pairs].
+        weights: of each, [pairs, 1].
+    """
     found, n = torch.zeros_like(x), mixture.num_activated_experts
     for i, expert in enumerate(mixture.experts):
         pairs = (chosen == i).nonzero()[:, 0]

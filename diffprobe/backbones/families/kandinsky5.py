@@ -203,7 +203,7 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
 @dataclass
 class _Texts:
-    """Which tokens of the texts of a pass are no padding; set before each pass."""
+    """Which tokens of the texts of a pass belong to a text, not to its padding; set before each pass."""
 
     there: Bool[Tensor, "rows 1 1 tokens"] | None = None
 
