@@ -16,8 +16,11 @@ _TEXTS = ("encoder_hidden_states", "norm_encoder_hidden_states")
 
 
 def n_heads(module: nn.Module | Any) -> int | None:
-    """Return the number of heads that a module states as an attention of diffusers does; None without one."""
-    found = getattr(module, "heads", getattr(module, "num_heads", None))
+    """Return the number of heads that a module states as an attention of diffusers does; None without one.
+
+    Kandinsky 5 names it `num_heads`, as blocks of U-Nets do that contain attentions.
+    """
+    found = getattr(module, "num_heads" if hasattr(module, "to_query") else "heads", None)
     return found if isinstance(found, int) else None
 
 

@@ -53,10 +53,14 @@ def test_a_mask_of_another_length_is_refused() -> None:
 
 
 def test_heads_are_stated_under_either_name() -> None:
-    for name in ("heads", "num_heads"):
-        module = nn.Identity()
-        setattr(module, name, 3)  # as the attentions of diffusers do
-        assert n_heads(module) == 3
+    module = nn.Identity()
+    module.heads = 3  # type: ignore[assignment]  # as most attentions of diffusers do
+    assert n_heads(module) == 3
+    other = nn.Identity()
+    other.num_heads = 3  # type: ignore[assignment]  # as a block with attentions inside does
+    assert n_heads(other) is None
+    other.to_query = nn.Linear(2, 2)  # as Kandinsky 5 does
+    assert n_heads(other) == 3
     assert n_heads(nn.Identity()) is None
     named = nn.Module()
     named.heads = nn.Identity()
