@@ -36,18 +36,25 @@ def test_the_statements_are_those_of_the_recorded_numbers(sweep):
         one = found[variant, budget, metric, target]
         return one.low > 0, one.high < 0
 
-    overlap = found["diffrop", sweep.STEPS, "class_overlap", "all"]
-    assert overlap.high < 0  # in every seed
+    assert found["diffrop", sweep.STEPS, "class_overlap", "all"].high < 0  # in every seed
+    assert found["cbdm", sweep.STEPS, "class_overlap", "all"].low > 0
     assert sides("diffrop", sweep.STEPS, "role_accuracy", "many") == (True, False)
     assert sides("diffrop", sweep.STEPS, "role_accuracy", "few") == (False, False)
     for target in thirds:
         assert sides("diffrop", sweep.COMPUTE, "role_accuracy", target) == (False, True)
         assert sides("cbdm", sweep.COMPUTE, "role_accuracy", target) == (False, True)
-        assert sides("cbdm", sweep.STEPS, "role_accuracy", target) == (False, True)
-    assert sides("oc", sweep.STEPS, "role_accuracy", "few") == (False, True)
+    for variant in ("cbdm", "oc"):
+        assert sides(variant, sweep.STEPS, "role_accuracy", "few") == (False, True)
+    gains = {key: one for key, one in found.items() if key[3] == "few" and one.low > 0 and key[2] != "frechet_distance"}
+    (((variant, budget, metric, _), one),) = gains.items()
+    assert (variant, budget, metric) == ("oc", sweep.STEPS, "coverage")
+    assert f"(+{one.mean:.3f} [{one.low:.3f}, {one.high:.3f}])".replace("0.", ".") in sweep.PAGE.read_text("utf-8")
     for variant in ("diffrop", "cbdm", "oc"):
-        assert sides(variant, sweep.STEPS, "coverage", "few") == (False, False)
-        assert sides(variant, sweep.STEPS, "recall", "few") == (False, False)
+        for metric in ("precision", "density", "recall"):
+            assert sides(variant, sweep.STEPS, metric, "few") == (False, False)
+    rendered = {(row["metric"], row["target"]): float(row["rendered"]) for row in rows if row["rendered"]}
+    assert all(rendered["role_accuracy", target] == 1 for target in thirds)
+    assert {round(rendered["frechet_distance", target]) for target in thirds} == {126, 128, 140}
 
 
 def test_each_seed_has_all_variants_and_both_budgets(sweep):
@@ -81,7 +88,7 @@ def test_differences_are_paired_by_seed_and_their_intervals_resample_classes(swe
     ((key, found),) = sweep.differences(rows).items()
     assert key == ("oc", sweep.STEPS, "recall", "few")
     assert found.mean == pytest.approx(0.15) and found.by_seed == pytest.approx((0.2, 0.1))  # seed 2 has no partner
-    assert (found.low, found.high) == pytest.approx((0.1, 0.2))  # resamples of two classes: .1, .15 or .2
+    assert found.low <= 0.1 and found.high >= 0.2  # resamples of two classes: .1, .15 or .2; widened for so few
     ((_, found),) = sweep.differences([one for one in rows if not one["class"]]).items()
     assert (found.low, found.high) == pytest.approx((0.1, 0.2))  # of seeds
 
