@@ -37,6 +37,8 @@ def test_the_statements_are_those_of_the_recorded_run() -> None:
         assert all(probe["curve"][-1] < probe["controls"]["raw_pixels"] for probe in of[name])
     rise = {name: statistics.mean(p["curve"][-1] - p["curve"][0] for p in found) for name, found in of.items()}
     flat = ("texture", "background")
+    risen = {name for name, found in of.items() if all(probe["rise"][-1][0] > 0 for probe in found)}
+    assert risen == {"role", "hat", "tool", "colour", "size", "side"}
     assert max(rise[name] for name in flat) < 0.04 < min(rise[name] for name in rise if name not in flat)
     early, late = ({name: statistics.mean(p["curve"][i] for p in of[name]) for name in of} for i in (3, 5))
     assert all(late[name] > early[name] for name in ("size", "colour", "hat"))
