@@ -164,8 +164,8 @@ def settings_lines(tree: Mapping[str, Any]) -> list[str]:
         first = next(iter(runs.values()))
         used = ", ".join(f"{found['used']} ({found['effective']:.1f} effectively)" for found in runs.values())
         lines.append(
-            f"{form.capitalize()} form: {len(runs)} seeds, {first['images']:,} test images; of {first['prototypes']} "
-            f"prototypes are used {used}."
+            f"{form.capitalize()} form: seeds {', '.join(runs)}; {first['images']:,} test images; of "
+            f"{first['prototypes']} prototypes are used {used}."
         )
     return lines
 

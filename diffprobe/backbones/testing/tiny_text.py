@@ -12,13 +12,13 @@ _LENGTH = 24
 """Tokens per prompt."""
 
 
-def tiny_tokenizer(folder: Path, *, pad: str = "<|endoftext|>", length: int = _LENGTH) -> Any:
+def tiny_tokenizer(folder: Path, *, pad: str = "<|endoftext|>", length: int | None = None) -> Any:
     """Write and load a CLIP tokenizer of letters and a few words.
 
     Args:
         folder: the tokenizer's folder, created if it does not exist.
         pad: the token that pads short prompts.
-        length: tokens per prompt.
+        length: tokens per prompt; None: 24.
     """
     from transformers import CLIPTokenizer
 
@@ -35,7 +35,8 @@ def tiny_tokenizer(folder: Path, *, pad: str = "<|endoftext|>", length: int = _L
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *dict.fromkeys(merges)]) + "\n", encoding="utf-8")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=length, pad_token=pad)
+    most = _LENGTH if length is None else length
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=most, pad_token=pad)
 
 
 def tiny_clip_text(tokenizer: Any, *, width: int = 32, projection: int | None = None) -> Any:
