@@ -34,6 +34,24 @@ def test_the_page_has_the_recorded_numbers(script: ModuleType) -> None:
         assert all(set(found["agreements"]) == set(load("scenes/clusters").attributes) for found in runs.values())
 
 
+def test_the_statements_are_those_of_the_recorded_numbers(script: ModuleType) -> None:
+    tree = json.loads(script.OUT.read_text("utf-8"))
+    for found in tree["clusters"]["released"].values():
+        ami = {name: values["ami"] for name, values in found["agreements"].items()}
+        place = ami.pop("place")
+        others = {name: low for name, (low, _) in place["differences"].items() if name != "kmeans_features"}
+        assert len(others) == 3 and min(others.values()) > 0.05 and place["prototypes"] > 0.35
+        assert max(values["prototypes"] for values in ami.values()) < 0.05
+        assert all(ami[name]["differences"]["kmeans_features"][1] < 0 for name in ("role", "size", "side"))
+    baselines = [found[script.BASELINE] for found in tree["conditions"].values()]
+    for condition in ("clusters", "labels"):
+        for name in script.QUALITY:
+            pairs = zip(tree["conditions"].values(), baselines, strict=True)
+            paired = [found[condition][name] - baseline[name] for found, baseline in pairs]
+            same_sign = min(paired) > 0 or max(paired) < 0
+            assert not same_sign or (name != "frechet_distance" and max(map(abs, paired)) < 0.02)
+
+
 def agreement(ami: float) -> dict[str, Any]:
     values = {"prototypes": ami, "kmeans_pixels": 0.25, "shuffled_labels": 0.0}
     intervals = {"interval": [ami - 0.1, ami + 0.1], "differences": {"kmeans_pixels": [ami - 0.35, ami - 0.15]}}
