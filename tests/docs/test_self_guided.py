@@ -140,6 +140,8 @@ def test_the_script_runs_at_tiny_size_and_a_second_call_trains_nothing(
         "text_layers: 1, text_heads: 2, vocab_size: 540, max_tokens: 8}",
     ]  # fmt: skip
     monkeypatch.setattr("diffprobe.generative.cluster_assignment.Clusters.require_clusters", lambda _self: None)
+    facts = script.facts_of  # three steps collapse; a collapsed run has no second stage, which is tested here
+    monkeypatch.setattr(script, "facts_of", lambda result: {**facts(result), "collapsed": False})
     script.main(command)
     tree = json.loads((tmp_path / "out.json").read_text())
     assert tree["parts"] == list(script.PARTS) and set(tree["conditions"]["0"]) == set(script.NAMES) - {"rendered"}
