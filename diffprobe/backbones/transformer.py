@@ -103,6 +103,17 @@ def find_latents(
     return LatentGrid(side, channels, side // factor)
 
 
+def check_positions(checkpoint: Checkpoint, latents: LatentGrid, most: int) -> None:
+    """Check that an image fits into a transformer's positions, `most` latent places a side. Raises: ConfigError."""
+    if latents.side > most:
+        allowed = most * latents.resolution // latents.side
+        raise ConfigError(
+            f"resolution {latents.resolution} is beyond the positions of '{checkpoint.name}'.",
+            f"allowed: at most {allowed}",
+            fix=f"features.resolution={allowed}",
+        )
+
+
 def check_width(checkpoint: Checkpoint, what: str, given: int | None, taken: int | None) -> None:
     """Check that a text encoder fits the transformer. Raises: WeightsMismatch."""
     if given != taken:

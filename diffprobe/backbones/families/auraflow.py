@@ -24,7 +24,7 @@ from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_vae
 from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, T5TextEncoder, load_t5_text, t5_tokenizer
 from diffprobe.backbones.transformer import (
     PART,
-    LatentGrid,
+    check_positions,
     check_width,
     describe_denoiser,
     digest_parts,
@@ -33,7 +33,6 @@ from diffprobe.backbones.transformer import (
 from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
 from diffprobe.backbones.weights import read_config
 from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import ConfigError
 from diffprobe.core.shapes import FeatureMap
 
 _KIND = "AuraFlowTransformer2DModel"
@@ -61,7 +60,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     latents = find_latents(
         checkpoint, resolution, own=min(_OWN_SIDE, most), patch=config.patch_size, channels=config.in_channels
     )
-    _check_positions(checkpoint, latents, most)
+    check_positions(checkpoint, latents, most)
     t5 = read_config(checkpoint, "text_encoder")
     check_width(checkpoint, "the T5 text encoder", t5.get("d_model"), config.joint_attention_dim)
     n_registers = aura.register_tokens.shape[1]
@@ -103,17 +102,6 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
         ),
         conditioning={"t5_tokens": _LENGTH, "padding": "zeros"},
     )
-
-
-def _check_positions(checkpoint: Checkpoint, latents: LatentGrid, most: int) -> None:
-    """Check that an image fits into the table of positions, `most` latent places a side. Raises: ConfigError."""
-    if latents.side > most:
-        allowed = most * latents.resolution // latents.side
-        raise ConfigError(
-            f"resolution {latents.resolution} is beyond the positions of '{checkpoint.name}'.",
-            f"allowed: at most {allowed}",
-            fix=f"features.resolution={allowed}",
-        )
 
 
 def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], options: LoadOptions) -> Backbone:

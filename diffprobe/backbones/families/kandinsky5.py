@@ -32,6 +32,7 @@ from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, ClipTextEncoder, 
 from diffprobe.backbones.transformer import (
     PART,
     LatentGrid,
+    check_positions,
     check_width,
     describe_denoiser,
     digest_parts,
@@ -40,7 +41,7 @@ from diffprobe.backbones.transformer import (
 from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
 from diffprobe.backbones.weights import config_file, read_config
 from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import ConfigError, WeightsMismatch
+from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import FeatureMap
 
 _KIND = "Kandinsky5Transformer3DModel"
@@ -129,12 +130,7 @@ def _check_grid(checkpoint: Checkpoint, latents: LatentGrid, most: int) -> None:
             f"the VAE of '{checkpoint.name}' reduces a side by {factor}.",
             f"allowed: {_VAE_FACTOR}, for which Kandinsky5T2IPipeline makes latents",
         )
-    if latents.side > most:
-        raise ConfigError(
-            f"resolution {latents.resolution} is beyond the positions of '{checkpoint.name}'.",
-            f"allowed: at most {most * factor}",
-            fix=f"features.resolution={most * factor}",
-        )
+    check_positions(checkpoint, latents, most)
 
 
 def _check_texts(checkpoint: Checkpoint, config: Any) -> int:

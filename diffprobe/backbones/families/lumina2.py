@@ -26,11 +26,18 @@ from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load
 from diffprobe.backbones.testing.tiny_language_model import tiny_gemma2
 from diffprobe.backbones.testing.tiny_transformer import tiny_vae
 from diffprobe.backbones.text_encoders import TEXT_CONDITIONS
-from diffprobe.backbones.transformer import PART, check_width, describe_denoiser, digest_parts, find_latents
+from diffprobe.backbones.transformer import (
+    PART,
+    check_positions,
+    check_width,
+    describe_denoiser,
+    digest_parts,
+    find_latents,
+)
 from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
 from diffprobe.backbones.weights import read_config
 from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import ConfigError, WeightsMismatch
+from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import FeatureMap
 
 _KIND = "Lumina2Transformer2DModel"
@@ -59,14 +66,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     latents = find_latents(
         checkpoint, resolution, own=config.sample_size, patch=config.patch_size, channels=config.in_channels
     )
-    most = min(config.axes_lens[1:]) * config.patch_size
-    if latents.side > most:
-        allowed = most * latents.resolution // latents.side
-        raise ConfigError(
-            f"resolution {latents.resolution} is beyond the positions of '{checkpoint.name}'.",
-            f"allowed: at most {allowed}",
-            fix=f"features.resolution={allowed}",
-        )
+    check_positions(checkpoint, latents, min(config.axes_lens[1:]) * config.patch_size)
     if config.axes_lens[0] <= _LENGTH:
         raise WeightsMismatch(
             f"the transformer of '{checkpoint.name}' has positions for {config.axes_lens[0]} tokens of text.",

@@ -32,7 +32,7 @@ from diffprobe.backbones.text_encoders import (
 )
 from diffprobe.backbones.transformer import (
     PART,
-    LatentGrid,
+    check_positions,
     check_width,
     describe_denoiser,
     digest_parts,
@@ -41,7 +41,7 @@ from diffprobe.backbones.transformer import (
 from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
 from diffprobe.backbones.weights import read_config
 from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import ConfigError, WeightsMismatch
+from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import FeatureMap
 
 _KIND = "SD3Transformer2DModel"
@@ -74,7 +74,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     latents = find_latents(
         checkpoint, resolution, own=config.sample_size, patch=config.patch_size, channels=config.in_channels
     )
-    _check_positions(checkpoint, latents, config)
+    check_positions(checkpoint, latents, config.pos_embed_max_size * config.patch_size)
     n_clip = _check_texts(checkpoint, config)
 
     def run(network: nn.Module) -> object:
@@ -108,18 +108,6 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
         blocks=tuple(f"transformer_blocks.{i}" for i in range(len(sd3.transformer_blocks))),
         conditioning={"clip_tokens": n_clip, "t5_tokens": _T5_LENGTH, "t5": "text" if _has_t5(checkpoint) else "zeros"},
     )
-
-
-def _check_positions(checkpoint: Checkpoint, latents: LatentGrid, config: Any) -> None:
-    """Check that an image fits into the table of positions. Raises: ConfigError."""
-    most = config.pos_embed_max_size * config.patch_size
-    if latents.side > most:
-        allowed = most * latents.resolution // latents.side
-        raise ConfigError(
-            f"resolution {latents.resolution} is beyond the positions of '{checkpoint.name}'.",
-            f"allowed: at most {allowed}",
-            fix=f"features.resolution={allowed}",
-        )
 
 
 def _check_texts(checkpoint: Checkpoint, config: Any) -> int:

@@ -26,11 +26,18 @@ from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load
 from diffprobe.backbones.testing.tiny_chat_model import tiny_qwen3
 from diffprobe.backbones.testing.tiny_transformer import tiny_vae
 from diffprobe.backbones.text_encoders import TEXT_CONDITIONS
-from diffprobe.backbones.transformer import PART, check_width, describe_denoiser, digest_parts, find_latents
+from diffprobe.backbones.transformer import (
+    PART,
+    check_positions,
+    check_width,
+    describe_denoiser,
+    digest_parts,
+    find_latents,
+)
 from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
 from diffprobe.backbones.weights import config_file, read_config
 from diffprobe.core.digest import digest_json
-from diffprobe.core.errors import ConfigError, WeightsMismatch
+from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import FeatureMap
 
 _KIND = "ZImageTransformer2DModel"
@@ -56,14 +63,7 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     config = zimage.config
     _check_settings(checkpoint, config)
     latents = find_latents(checkpoint, resolution, own=_OWN_SIDE, patch=_PATCH, channels=config.in_channels)
-    most = min(config.axes_lens[1:]) * _PATCH
-    if latents.side > most:
-        allowed = most * latents.resolution // latents.side
-        raise ConfigError(
-            f"resolution {latents.resolution} is beyond the positions of '{checkpoint.name}'.",
-            f"allowed: at most {allowed}",
-            fix=f"features.resolution={allowed}",
-        )
+    check_positions(checkpoint, latents, min(config.axes_lens[1:]) * _PATCH)
     read_config(checkpoint, "text_encoder")
     check_width(checkpoint, "the text encoder", chat_width(checkpoint.part("text_encoder")), config.cap_feat_dim)
     texts = RowTexts()

@@ -53,7 +53,7 @@ class Denoiser(nn.Module):
 def errors_of_parts(weight: float | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the errors of both classes, shape (class,), with all weights and with the general ones after a training.
 
-    Each class has one image; the rare one is a tenth of the other. With None there is no term.
+    Each class has one image; the rare one is a tenth of the other. None trains without the term.
     """
     torch.manual_seed(0)
     process, network = ForwardProcess(torch.linspace(0.95, 0.05, 10)), Denoiser()
