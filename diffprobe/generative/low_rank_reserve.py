@@ -75,4 +75,4 @@ def merged(network: Any) -> Any:
     with torch.random.fork_rng(devices=[]):  # torch cannot remove parametrizations of one copy alone
         other = type(network).from_config(network.config)
     other.load_state_dict(merged_state(network))
-    return other.to(network.device, network.dtype)
+    return nn.Module.to(other, network.device, network.dtype)  # that of diffusers warns of an empty list of modules

@@ -1,8 +1,12 @@
 """Reserved weights: nothing changes at first, what a step changes, and merged and copied networks."""
 
 from copy import deepcopy
+from typing import Any
 
+import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models import modeling_utils
 from torch import nn
 
 from diffprobe.generative.low_rank_reserve import merged, merged_state, reserve, without
@@ -72,3 +76,20 @@ def test_a_copy_has_reserved_weights_of_its_own() -> None:
     with without(other):
         assert torch.equal(found(inputs()), stepped()(inputs()))
     assert torch.equal(other(inputs()), found(inputs()))
+
+
+def test_a_merged_network_of_diffusers_has_the_same_output_and_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(modeling_utils.logger, "warning", warnings.append)
+    torch.manual_seed(0)
+    unet: Any = UNet2DConditionModel(
+        sample_size=4, in_channels=2, out_channels=2, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), cross_attention_dim=8, attention_head_dim=4,
+    )  # fmt: skip
+    reserve(unet, rank=2, seed=0)
+    for parameter in unet.parameters():
+        parameter.data += 0.01
+    arguments = (torch.ones(1, 2, 4, 4), torch.tensor([3]), torch.ones(1, 1, 8))
+    other = merged(unet)
+    torch.testing.assert_close(other(*arguments).sample, unet(*arguments).sample)
+    assert not warnings
