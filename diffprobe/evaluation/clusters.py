@@ -19,6 +19,7 @@ from diffprobe.analysis.statistics import half_sample_interval
 from diffprobe.config.parse import record_tree
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch
+from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import INPUT, RESULT_FILE, SHARDS, MetricRecord, StartTime, make_result, write_result
 from diffprobe.evaluation.clusters_settings import ClustersEvaluation
 from diffprobe.generative.cluster_assignment import Clusters, clusters_digest, describe_collapse
@@ -68,20 +69,11 @@ def evaluate_clusters(config: ClustersEvaluation) -> Path:
         partitions["random_network"] = other.assign(features_of(other, table)).numpy()
     metrics = [_usage(clusters, own, config)]
     rng = np.random.default_rng(config.seed)
-    for name, values in labels.items():
-        found = cluster_agreement(own.tolist(), values)
-        shuffled = cluster_agreement(own.tolist(), [values[row] for row in rng.permutation(len(values))])
-        controls = {key: cluster_agreement(part.tolist(), values) for key, part in partitions.items()}
-        controls["shuffled_labels"] = shuffled
-        intervals = adjusted_intervals(own.numpy(), partitions, values, config) if config.n_resamples else {}
-        metrics += [
-            MetricRecord(
-                name=measure, value=found[measure], split=config.split, n=len(values), target=name,
-                controls={key: one[measure] for key, one in controls.items()},
-                detail={"clusters": k, "labels": len(set(values)), **(intervals if measure == "ami" else {})},
-            )
-            for measure in AGREEMENTS
-        ]  # fmt: skip
+    with ProgressDisplay(transient=True) as progress:
+        with progress.bar(len(labels), "clusters against labels", unit="attributes") as bar:
+            for name, values in labels.items():
+                metrics += _agreements(name, values, own.numpy(), partitions, rng.permutation(len(values)), config)
+                bar.update(1)
     tree = {key: value for key, value in record_tree(config).items() if key != "output"}
     run_dir = Path(config.output) / config.experiment / digest_json({**tree, "inputs": inputs})[:12]
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -91,6 +83,30 @@ def evaluate_clusters(config: ClustersEvaluation) -> Path:
     )  # fmt: skip
     write_result(result, run_dir / RESULT_FILE)
     return run_dir / RESULT_FILE
+
+
+def _agreements(
+    name: str,
+    values: Sequence[str],
+    own: NDArray[np.int64],
+    partitions: Mapping[str, NDArray[np.int64]],
+    order: NDArray[np.int64],
+    config: ClustersEvaluation,
+) -> list[MetricRecord]:
+    """Return the records of one attribute; `order` shuffles its labels."""
+    found = cluster_agreement(own.tolist(), values)
+    controls = {key: cluster_agreement(part.tolist(), values) for key, part in partitions.items()}
+    controls["shuffled_labels"] = cluster_agreement(own.tolist(), [values[row] for row in order])
+    intervals = adjusted_intervals(own, partitions, values, config) if config.n_resamples else {}
+    sizes = {"clusters": len(np.unique(own)), "labels": len(set(values))}
+    return [
+        MetricRecord(
+            name=measure, value=found[measure], split=config.split, n=len(values), target=name,
+            controls={key: one[measure] for key, one in controls.items()},
+            detail={**sizes, **(intervals if measure == "ami" else {})},
+        )
+        for measure in AGREEMENTS
+    ]  # fmt: skip
 
 
 def adjusted_intervals(
@@ -133,8 +149,12 @@ def adjusted_intervals(
 
 def features_of(clusters: Clusters, table: ImageTable) -> Float[Tensor, "sample d_in"]:
     """Return the mid-block features of all images of a table."""
-    rows = torch.arange(len(table)).split(256)
-    return torch.cat([clusters.features(table.to_float(part), [table.keys[row] for row in part]) for part in rows])
+    found = []
+    with ProgressDisplay(transient=True) as progress, progress.bar(len(table), "features", unit="images") as bar:
+        for part in torch.arange(len(table)).split(256):
+            found.append(clusters.features(table.to_float(part), [table.keys[row] for row in part]))
+            bar.update(len(part))
+    return torch.cat(found)
 
 
 def k_means(features: Float[Tensor, "sample d"], k: int, config: ClustersEvaluation) -> NDArray[np.int64]:
