@@ -90,7 +90,19 @@ class DenoiserModule(GenerativeModule):
         self.classes: TrainingClasses | None = None
         self.regularizer: Regularizer | None = None
         self.regularizer_head: nn.Module | None = None
+        self._decoded: ImageTable | None = None
         self._build()
+
+    def image_data(self) -> ImageTableData:
+        """Return the captioned images of the run; a split that the vocabulary was learnt from is not read again.
+
+        Raises: what reading shards raises.
+        """
+        config, decoded, self._decoded = self.config, self._decoded, None
+        return ImageTableData(
+            config.data, resolution=self.resolution, seed=config.seed, captioned=True, balance=self.balance,
+            classes=config.classes, train=decoded,
+        )  # fmt: skip
 
     def set_classes(self, table: ImageTable) -> None:
         """Build the class-contrast term for the training images, and note their classes for the record of the run.
@@ -155,6 +167,7 @@ class DenoiserModule(GenerativeModule):
         """Train a tokenizer on the training captions."""
         config, shape = self.config, self.config.model
         table = load_table(config.data, config.data.train_split, resolution=self.resolution, captioned=True)
+        self._decoded = table
         table = table if config.classes is None else config.classes.captioned(table)
         texts = [text for captions in table.captions for text in captions]
         return train_tokenizer(texts, vocab_size=shape.vocab_size, max_tokens=shape.max_tokens)

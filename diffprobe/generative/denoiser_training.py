@@ -16,10 +16,7 @@ class DenoiserTraining(DenoiserSettings):
     def make(self) -> tuple[DenoiserModule, ImageTableData]:
         """Build the module and its captioned images. Raises: what reading weights and shards raises."""
         module = self._module()
-        images = ImageTableData(
-            self.data, resolution=module.resolution, seed=self.seed, captioned=True, balance=module.balance,
-            classes=self.classes,
-        )  # fmt: skip
+        images = module.image_data()
         module.set_classes(images.train)
         return module, images
 

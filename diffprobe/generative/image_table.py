@@ -203,6 +203,7 @@ class ImageTableData(GenerativeData):
         captioned: whether every sample needs a caption.
         balance: attribute and power of `balance_weights` for training samples; None takes each once per epoch.
         classes: captions by class, and the subset of the training split; None keeps captions and samples.
+        train: the training split as `load_table` returns it; None reads it.
     Raises: ConfigError if the training split is smaller than a batch, and the errors of `load_table`.
     """
 
@@ -215,11 +216,14 @@ class ImageTableData(GenerativeData):
         captioned: bool = False,
         balance: tuple[str, float] | None = None,
         classes: ClassCaptions | None = None,
+        train: ImageTable | None = None,
     ) -> None:
         super().__init__()
         warn_unused_workers(data)
         self.data, self.resolution, self.seed = data, resolution, seed
-        self.train: ImageTable = load_table(data, data.train_split, resolution=resolution, captioned=captioned)
+        if train is None:
+            train = load_table(data, data.train_split, resolution=resolution, captioned=captioned)
+        self.train: ImageTable = train
         self.val: ImageTable = load_table(data, data.val_split, resolution=resolution, captioned=captioned)
         if classes is not None:
             self.train, self.val = classes.training_table(self.train), classes.captioned(self.val)

@@ -212,7 +212,4 @@ class SelfGuidedTraining(DenoiserSettings):
     def make(self) -> tuple[DenoiserModule, ImageTableData]:
         """Build the module and its images. Raises: what reading weights and shards raises."""
         module = SelfGuided(self) if self.transformer is None else SelfGuidedFlow(self)
-        images = ImageTableData(
-            self.data, resolution=module.resolution, seed=self.seed, captioned=True, balance=module.balance
-        )
-        return module, images
+        return module, module.image_data()
