@@ -130,7 +130,10 @@ def counts_line(tree: Mapping[str, Any]) -> str:
 
 
 def condition_table(tree: Mapping[str, Any]) -> list[str]:
-    """Return the lines of the table of conditions, as differences from the unconditional denoiser paired by seed."""
+    """Return the lines of the table of conditions, as differences from the unconditional denoiser paired by seed.
+
+    A condition that some seeds lack, whose clusters collapsed, is that of the seeds in its name.
+    """
     if not tree.get("conditions"):
         return []
     head = ["condition", "Frechet distance", "precision", "recall", "density", "coverage"]
@@ -138,19 +141,20 @@ def condition_table(tree: Mapping[str, Any]) -> list[str]:
     by_seed = tree["conditions"]
     baseline = {name: {seed: found[BASELINE][name] for seed, found in by_seed.items()} for name in QUALITY}
     lines.append(_row(BASELINE, [list(baseline[name].values()) for name in QUALITY]))
-    for condition in [name for name in NAMES if name != BASELINE and all(name in found for found in by_seed.values())]:
-        paired = [
-            [found[condition][name] - baseline[name][seed] for seed, found in by_seed.items()] for name in QUALITY
-        ]
-        lines.append(_row(condition, paired, "+"))
+    for condition in [name for name in NAMES if name != BASELINE]:
+        having = {seed: found[condition] for seed, found in by_seed.items() if condition in found}
+        if having:
+            seeds = "" if len(having) == len(by_seed) else f" (seed {', '.join(having)})"
+            paired = [[found[name] - baseline[name][seed] for seed, found in having.items()] for name in QUALITY]
+            lines.append(_row(condition, paired, "+", seeds))
     rendered = [[found[BASELINE][f"rendered_{name}"] for found in by_seed.values()] for name in QUALITY]
     lines.append(_row("rendered", rendered))
     return lines
 
 
-def _row(condition: str, values: Sequence[Sequence[float]], sign: str = "") -> str:
+def _row(condition: str, values: Sequence[Sequence[float]], sign: str = "", seeds: str = "") -> str:
     shown = [spread(values[0], 1, sign), *(spread(one, 3, sign) for one in values[1:])]
-    return "| " + " | ".join([NAMES[condition], *shown]) + " |"
+    return "| " + " | ".join([NAMES[condition] + seeds, *shown]) + " |"
 
 
 def settings_lines(tree: Mapping[str, Any]) -> list[str]:
@@ -162,7 +166,10 @@ def settings_lines(tree: Mapping[str, Any]) -> list[str]:
     lines = ["    " + " ".join([*command, *tree["settings"]]), ""]
     for form, runs in tree["clusters"].items():
         first = next(iter(runs.values()))
-        used = ", ".join(f"{found['used']} ({found['effective']:.1f} effectively)" for found in runs.values())
+        used = ", ".join(
+            f"{found['used']} ({found['effective']:.1f} effectively{'; collapsed' if found['collapsed'] else ''})"
+            for found in runs.values()
+        )
         lines.append(
             f"{form.capitalize()} form: seeds {', '.join(runs)}; {first['images']:,} test images; of "
             f"{first['prototypes']} prototypes are used {used}."

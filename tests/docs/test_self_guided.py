@@ -88,6 +88,9 @@ def test_the_table_of_conditions_has_differences_paired_by_seed(script: ModuleTy
     assert lines[3].startswith("| clusters | +0.1 [+0.0, +0.2] | +0.125 [+0.000, +0.250] |")
     assert lines[4].startswith("| roles | +0.5 [+0.2, +0.8] | +0.500 [+0.250, +0.750] |")
     assert lines[5].startswith("| rendered scenes | 0.8 [0.8, 0.8] | 0.750") and len(lines) == 6
+    del found["0"]["clusters"]  # collapsed
+    lines = script.condition_table({"conditions": found})
+    assert lines[3].startswith("| clusters (seed 1) | +0.2 | +0.250 |") and len(lines) == 6
 
 
 def test_parts_of_the_page_are_replaced_alone(script: ModuleType) -> None:
