@@ -7,6 +7,7 @@ token. In the released form the prototypes read detached features: they change n
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from diffprobe.generative.sinkhorn_prototypes import Prototypes, PrototypeSettin
 
 CURVE_POINTS = 50
 """Points of the entropy curve in the record of a run."""
+STATISTICS_BATCHES = 32
+"""Training batches whose features give the statistics of BatchNorm for averaged weights."""
 _log = logging.getLogger(__name__)
 
 
@@ -104,8 +107,23 @@ class SelfGuided(DenoiserModule):
         return found
 
     def on_validation_epoch_start(self) -> None:
-        """Count assignments anew."""
+        """Count assignments anew, with statistics of BatchNorm of the weights that are validated."""
         self._shares.zero_()
+        self.prototypes.measure_statistics(self._training_features())
+
+    @torch.no_grad()
+    def _training_features(self) -> Iterator[Float[Tensor, "_ d_in"]]:
+        """Yield the features of training batches, whose images, noise and timesteps the seed fixes."""
+        generator = torch.Generator().manual_seed(derive_seed("prototype statistics", self.config.seed))
+        size = self.config.data.batch_size
+        rows = torch.randperm(len(self._table("train")), generator=generator)[: STATISTICS_BATCHES * size]
+        for batch in rows.split(size):
+            if len(batch) > 1:
+                clean = self._encoded("train", self.config.augmentation)[batch, 0].to(self.device)
+                noise = torch.randn(clean.shape, generator=generator).to(clean)
+                timesteps = self.process.draw(len(batch), generator).to(self.device)
+                self.predict(self.process.add_noise(clean, noise, timesteps), timesteps, [""] * len(batch))
+                yield self._mid_features()[0]
 
     def validation_step(self, rows: Tensor, batch_idx: int) -> None:
         """Log the error of the validation images, and assign them to clusters."""

@@ -5,6 +5,7 @@ of SwAV (Caron et al., 2006.09882, section 3.1).
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -221,6 +222,24 @@ class Prototypes(nn.Module):
         recent = torch.cat([projected.to(self.stored), self.stored[: int(self.n_stored)]])[:n]
         self.stored[:n] = recent
         self.n_stored.fill_(n)
+
+    @torch.no_grad()
+    def measure_statistics(self, batches: Iterable[Float[Tensor, "_ d_in"]]) -> None:
+        """Set the statistics of BatchNorm to the mean over batches of features, each of two samples or more.
+
+        Those of the training are of the last steps' weights; averaged weights need their own (1803.05407, section 3.2).
+        """
+        norms = [module for module in self.head if isinstance(module, nn.BatchNorm1d)]
+        momenta, was = [norm.momentum for norm in norms], self.training
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over batches
+        self.train()
+        for features in batches:
+            self.head(features.float())
+        self.train(was)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
     @torch.no_grad()
     def assign(self, features: Float[Tensor, "sample d_in"]) -> Int[Tensor, " sample"]:
