@@ -22,47 +22,43 @@ def shown(text: str, marker: str) -> list[str]:
     return list(takewhile(lambda line: line.startswith("|"), lines))
 
 
-def test_the_tables_are_on_the_page_if_and_only_if_results_are_recorded() -> None:
+def rows() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((record_joint.RESULTS / record_joint.DIFFERENCES).read_text("utf-8"))
+    return found
+
+
+def test_the_tables_are_those_of_the_recorded_results() -> None:
     text, results = PAGE.read_text("utf-8"), record_joint.recorded()
-    assert all(f"<!-- table: {marker} -->\n" in text for marker in MARKERS)
-    assert ("comparison has not been run" in text) == (not results)
-    if not results:
-        assert not any(shown(text, marker) for marker in MARKERS)
-        return
-    rows = json.loads((record_joint.RESULTS / record_joint.DIFFERENCES).read_text("utf-8"))
-    for marker, lines in record_joint.tables(results, rows).items():
+    assert results
+    for marker, lines in record_joint.tables(list(results.values()), rows()).items():
         assert lines and shown(text, marker) == lines
 
 
 def test_the_recorded_models_had_equal_compute_and_the_settings_of_the_page() -> None:
     from diffprobe.generative.alignment import steps_of_equal_compute
 
-    results = record_joint.recorded()
-    if not results:
-        pytest.skip("no results are recorded")
-    facts = {name: results[name].metrics[0].detail["trained"] for name in record_joint.MODELS}
-    steps = steps_of_equal_compute(facts["joint"]["max_steps"], facts["joint"]["flops_per_sample"])
-    assert steps == {name: facts[name]["max_steps"] for name in steps}
     command = next(line for line in PAGE.read_text("utf-8").splitlines() if "record_diffdis_joint.py" in line)
-    assert f"trainer.max_steps={facts['joint']['max_steps']}" in command
-    channels = results["joint-training"].config["model"]["channels"]
-    assert f"model.channels={channels}".replace(" ", "") in command
-    assert f"n_per_role={results['joint'].config['n_per_role']}" in command
-    assert {results[name].config["seed"] for name in record_joint.MODELS} == {0}
+    results = record_joint.recorded()
+    assert f"--seeds {' '.join(map(str, results))} " in command
+    for seed, one in results.items():
+        facts = {name: one[name].metrics[0].detail["trained"] for name in record_joint.MODELS}
+        steps = steps_of_equal_compute(facts["joint"]["max_steps"], facts["joint"]["flops_per_sample"])
+        assert steps == {name: facts[name]["max_steps"] for name in steps}
+        assert f"trainer.max_steps={facts['joint']['max_steps']}" in command
+        channels = one["joint-training"].config["model"]["channels"]
+        assert f"model.channels={channels}".replace(" ", "") in command
+        assert f"n_per_role={one['joint'].config['n_per_role']}" in command
+        assert {one[f"{name}-training"].config["seed"] for name in record_joint.MODELS} == {seed}
 
 
 def test_the_text_is_that_of_the_results() -> None:
-    results = record_joint.recorded()
-    if not results:
-        pytest.skip("no results are recorded")
-    rows = json.loads((record_joint.RESULTS / record_joint.DIFFERENCES).read_text("utf-8"))
-    assert len(rows) == 26 and all(row["high"] < 0 for row in rows)
-    for name in ("joint", "alignment"):
-        found = {(one.target, one.name): one for one in results[name].metrics if one.probe}
-        assert all(one.detail["interval"][0] > 2 * one.controls["chance"] for one in found.values())
-        assert all(found["one_step", m].value > found["ddim", m].value for m in record_joint.MEASURES)
-        assert all(found["one_step_w1", m].value > found["ddim_w1", m].value for m in record_joint.MEASURES)
-    steps = [results[name].metrics[0].detail["trained"]["max_steps"] for name in record_joint.MODELS]
+    results, found = record_joint.recorded(), rows()
+    assert len(found) == 26 and all(row["high"] < 0 and max(row["by_seed"]) < 0 for row in found)
+    for one in results.values():
+        for name in ("joint", "alignment"):
+            measured = {(record.target, record.name): record for record in one[name].metrics if record.probe}
+            assert all(record.detail["interval"][0] > record.controls["chance"] for record in measured.values())
+    steps = [results[0][name].metrics[0].detail["trained"]["max_steps"] for name in record_joint.MODELS]
     text = " ".join(PAGE.read_text("utf-8").split())
     assert f"It has {steps[0]} steps for each task, the others {steps[1]} and {steps[2]:,}" in text
 
@@ -77,12 +73,24 @@ def test_differences_are_paired_by_image() -> None:
         "alignment": {"one_step": {"groups": groups, "m": easy.tolist()}},
         "generation": {"generated": {"a": easy.tolist()}},
     }
-    found = {(row["model"], row["name"]): row for row in record_joint.differences(samples)}
+    found = {(row["model"], row["name"]): row for row in record_joint.differences([samples])}
     row = found["alignment", "m"]
     assert row["estimate"] == pytest.approx((better - easy).mean()) and 0 < row["low"] < row["estimate"] < row["high"]
     assert row["high"] - row["low"] < 0.1  # two unpaired shares of 200 have an interval of 0.2
     same = found["generation", "a"]
     assert same["estimate"] == same["low"] == same["high"] == 0
+
+
+def test_differences_of_several_seeds_are_of_their_mean_by_image() -> None:
+    def samples(gain: float) -> dict[str, Any]:
+        return {
+            "joint": {"generated": {"a": [gain] * 40}, "one_step": {"m": [gain] * 40}},
+            "alignment": {"one_step": {"m": [0.0] * 40}}, "generation": {"generated": {"a": [0.0] * 40}},
+        }  # fmt: skip
+
+    for row in record_joint.differences([samples(0.5), samples(-0.25)]):
+        assert row["by_seed"] == [0.5, -0.25]
+        assert row["estimate"] == row["low"] == row["high"] == pytest.approx(0.125)
 
 
 @pytest.mark.slow
@@ -111,7 +119,7 @@ def test_the_script_runs_at_tiny_size_and_a_second_call_trains_nothing(
     evaluation = [f"reader={tmp_path / 'reader'}", "n_per_role=1", "sampling_steps=1", "limit=20", "ddim_steps=2"]
     evaluation += ["n_resamples=20", f"output={tmp_path / 'runs'}"]
     command = [
-        *(word for setting in evaluation for word in ("--evaluation", setting)),
+        *(word for setting in evaluation for word in ("--evaluation", setting)), "--seeds", "0", "1", "--",
         f"autoencoder={tmp_path / 'vae'}", f"data.path={tmp_path / 'scenes'}", "data.batch_size=8", "data.limit=60",
         "model.channels=[8,16]", "model.cross_attention=[false,true]", "model.heads=2", "model.norm_groups=4",
         "trainer.max_steps=2", "trainer.enable_progress_bar=false", "warmup_steps=1", "trainer.precision=32-true",
@@ -121,6 +129,8 @@ def test_the_script_runs_at_tiny_size_and_a_second_call_trains_nothing(
     text = page.read_text("utf-8")
     assert len(shown(text, "joint-compute")) == 5 and len(shown(text, "joint-generation")) == 6
     assert len(shown(text, "joint-retrieval")) == 2 + 24
+    assert " to " in shown(text, "joint-generation")[2]  # the range over seeds
+    assert sorted(path.name for path in (tmp_path / "results").glob("seed-*")) == ["seed-0", "seed-1"]
     cost = [float(line.split("|")[6]) for line in shown(text, "joint-compute")[2:]]
     steps = [int(line.split("|")[2].replace(",", "")) for line in shown(text, "joint-compute")[2:]]
     assert len(cost) == 3 and steps[0] == 2 < min(steps[1:])

@@ -105,6 +105,13 @@ def test_curves_and_the_record_have_the_entropy_of_use(trained: SelfGuided) -> N
     assert facts["tap"] == "mid_block" and facts["timestep"] == 300
 
 
+def test_the_statistics_of_the_head_are_of_the_averaged_weights(trained: SelfGuided) -> None:
+    head = trained.prototypes.head
+    found = torch.stack([head[0](features.float()).mean(0) for features in trained._training_features()])
+    torch.testing.assert_close(head[1].running_mean, found.mean(0), rtol=1e-4, atol=1e-5)
+    assert head[1].num_batches_tracked == len(found) > 1
+
+
 def test_captions_change_nothing(trained: SelfGuided) -> None:
     generator = torch.Generator().manual_seed(0)
     noised, timesteps = torch.randn(2, 2, 8, 8, generator=generator), torch.tensor([10, 500])

@@ -190,6 +190,19 @@ def test_planted_clusters_are_recovered(seed: int) -> None:
     assert entropy(head.usage) > 0.95 * math.log(3) and head.training
 
 
+def test_measured_statistics_are_the_mean_over_batches_and_training_goes_on_as_before() -> None:
+    prototypes = Prototypes(4, PrototypeSettings(n=3, hidden=8, width=4), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(16, 4, generator=generator) + shift for shift in (5, 7, 9)]
+    norm = prototypes.head[1]
+    assert isinstance(norm, torch.nn.BatchNorm1d)
+    prototypes.measure_statistics(batches)
+    hidden = [prototypes.head[0](batch) for batch in batches]
+    torch.testing.assert_close(norm.running_mean, torch.stack([one.mean(0) for one in hidden]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([one.var(0) for one in hidden]).mean(0))
+    assert prototypes.training and norm.momentum == 0.1 and norm.weight.grad is None
+
+
 def test_the_weight_rises_and_stays() -> None:
     settings = PrototypeSettings(weight=2.0, warmup=0.5)
     assert [settings.weight_at(step, 100) for step in (0, 25, 50, 99)] == [0, 1, 2, 2]
