@@ -217,8 +217,10 @@ def _ksae(args: argparse.Namespace) -> int:
     cells = [(row, precision) for row in report.rows for precision in PRECISIONS]
     for row, precision in cells:
         ours, floor = row.of("ours", precision), row.of("floor", precision)
-        for measured in (floor, ours, *row.peers(precision), row.of("dense", precision)):
-            name = {"floor": "encoder alone", "dense": "dense step"}.get(measured.method, measured.method)
+        dense = (row.of(name, precision) for name in ("ours_dense", "dense"))
+        for measured in (floor, ours, *row.peers(precision), *dense):
+            names = {"floor": "encoder alone", "ours_dense": "ours, step=dense", "dense": "dense step"}
+            name = names.get(measured.method, measured.method)
             print(
                 f"| {row.name} | {precision} | {name} | {measured.seconds:.3g} | {measured.seconds / ours.seconds:.2f} "
                 f"| {measured.seconds / floor.seconds:.2f} "
