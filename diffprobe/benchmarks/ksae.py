@@ -1,9 +1,10 @@
 """`diffprobe bench ksae`: a training step of the k-sparse autoencoder, compared with other libraries and a floor.
 
 All methods start from the same weights and train on the same batches, each in its own process, so that peak memory can
-be compared. The dense step is the same model in plain autograd: dense codes, dense decoder, Adam. The floor is the
-matrix product of the encoder, which every step needs. After equal steps the fvu of the dense step has to be equal and
-that of the other libraries close; both are printed. `ksae_peers.py` describes what each library runs.
+be compared. Ours is measured with both values of `probe.params.step`. The dense step is the same model in plain
+autograd: dense codes, dense decoder, Adam. The floor is the matrix product of the encoder, which every step needs.
+After equal steps the fvu of the dense steps has to be equal and that of the other libraries close; both are printed.
+`ksae_peers.py` describes what each library runs.
 
 On a GPU, memory is what torch allocated there; other libraries are measured on the CPU only.
 """
@@ -32,7 +33,8 @@ from diffprobe.probes.sae.kernels import encoder_matmul
 
 SHAPES = ((2048, 1280, 5120, 32), (2048, 1280, 20480, 32), (4096, 768, 6144, 32))
 """Batch size, d_in, n_latents, k."""
-METHODS = ("floor", "ours", "dense")
+METHODS = ("floor", "ours", "ours_dense", "dense")
+"""`ours` and `ours_dense` are the values sparse and dense of `probe.params.step`; `dense` is plain autograd."""
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -171,14 +173,15 @@ def measure(
     place = torch.device(device)
     loaded, (batch, d_in, n_latents, k) = _peak_mib(place), shape
     features = planted(batch * 3, d_in, seed=0)
-    sae = topk.make(topk.Config(k=k, n_latents=n_latents, aux_weight=0.0), d_in, seed=0)
+    config = topk.Config(k=k, n_latents=n_latents, aux_weight=0.0, step="dense" if method == "ours_dense" else "sparse")
+    sae = topk.make(config, d_in, seed=0)
     sae.initialise(features.mean(0), features.var(0, correction=0))
     sae, features = sae.to(place), features.to(place)
     if method in PEERS:
         features *= sae.scale  # the scale in which our implementation trains
         trainee = PEERS[method].make(sae, Plan(batch=batch))
     else:
-        run = {"floor": _floor, "ours": _ours, "dense": _dense}[method]
+        run = {"floor": _floor, "ours": _ours, "ours_dense": _ours, "dense": _dense}[method]
         trainee = Trainee(run(sae, k), functools.partial(_reconstruct, sae), functools.partial(weights_of, sae))
     del sae  # other libraries copy the weights: ours must not add to their memory
     times = []

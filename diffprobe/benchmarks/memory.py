@@ -2,7 +2,7 @@
 
 The model is a DiT or a transformer like FLUX, of random weights, written to a temporary folder. Each measurement is a
 process of its own. Its peak is the kernel's (VmHWM of proc(5)): it includes pages of files that are mapped while
-weights are read.
+weights are read. Finished measurements can be kept in a file of lines, from which a call that was stopped continues.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -28,6 +28,7 @@ from diffprobe.backbones.network_size import network_bytes
 from diffprobe.backbones.offload import held_bytes, offload_of
 from diffprobe.backbones.quantized import INSTALL, packed_bytes
 from diffprobe.backbones.testing.tiny_transformer import tiny_vae
+from diffprobe.benchmarks.kept_lines import KeptLines
 from diffprobe.benchmarks.machine import machine
 from diffprobe.core.errors import ConfigError, RunFailed
 
@@ -62,8 +63,10 @@ SIZES = {
     "tiny-flux": MemorySize(blocks=1, heads=2, width=16, single=2, dtype="bfloat16"),
 }
 """`xl` is DiT-XL/2; `flux` has blocks as wide as those of FLUX.1 (19 and 38 there), about a quarter of them."""
-WAYS = (("none", "none"), ("blocks", "none"), ("none", "int8"))
+WAYS = (("none", "none"), ("blocks", "none"), ("none", "int8"), ("none", "fp8"))
 """Values of `backbone.offload` and `backbone.quantize` that are measured."""
+WEIGHTS = ("trained", "random")
+"""Weights that are measured: read from files, and drawn."""
 _SIDE = 64
 """Side of the images in pixels; the VAE halves it, so a block has 256 tokens of the image, as DiT at 256 px."""
 _SHARD = "1GB"
@@ -116,32 +119,51 @@ class MemoryReport:
         return json.dumps(asdict(self), indent=2)
 
 
-def bench_memory(size: str, *, progress: Callable[[str], None] = lambda line: None) -> MemoryReport:
+def bench_memory(
+    size: str,
+    *,
+    weights: Sequence[str] = WEIGHTS,
+    kept: Path | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> MemoryReport:
     """Measure trained and random weights in each of WAYS; those in 8 bits only where torchao is installed.
 
     Args:
         size: one of SIZES.
+        weights: those of WEIGHTS that are measured.
+        kept: a file to which each finished measurement is added as a line, and in which it is looked for first; lines
+            of other sizes and machines stay. None to keep nothing.
         progress: called with a line of text before each step.
-    Raises: ConfigError for another size; RunFailed where features with offload differ from those without.
+    Raises: ConfigError for another size, and for other weights or none; RunFailed where features with offload differ
+        from those without.
     """
     if size not in SIZES:
         raise ConfigError(f"bench memory: no size '{size}'.", f"allowed: {', '.join(SIZES)}")
+    if not weights or set(weights) - set(WEIGHTS):
+        raise ConfigError(f"bench memory: weights {', '.join(weights)}.", f"allowed: {', '.join(WEIGHTS)}")
     ways = WAYS if find_spec("torchao") is not None else WAYS[:2]
     if ways != WAYS:
         progress(f"weights in 8 bits are not measured: torchao is not installed ({INSTALL})")
+    place = machine()
+    lines = KeptLines(kept, {"size": size, "machine": place, **asdict(SIZES[size])})
     with tempfile.TemporaryDirectory(prefix="diffprobe-bench-") as scratch:
         progress(f"writing a model of size {size}")
         n_parameters, total, block = _alone(_write, scratch, size)
         rows = []
-        for weights in ("trained", "random"):
+        for kind in dict.fromkeys(weights):
             for offload, quantize in ways:
-                progress(f"measuring {weights} weights, offload={offload}, quantize={quantize}")
-                rows.append(_alone(_measure, scratch, size, weights, offload, quantize))
+                key = {"weights": kind, "offload": offload, "quantize": quantize}
+                found = lines.find(key)
+                if found is None:
+                    progress(f"measuring {kind} weights, offload={offload}, quantize={quantize}")
+                    found = asdict(_alone(_measure, scratch, size, kind, offload, quantize))
+                    lines.add(key, found)
+                rows.append(MemoryRow(**found))
     for a, b in zip(rows[:: len(ways)], rows[1 :: len(ways)], strict=True):
         if a.digest != b.digest:
             raise RunFailed(f"features of {a.weights} weights differ with offload.", "this is a bug in diffprobe")
     return MemoryReport(
-        size=size, machine=machine(), dtype=SIZES[size].dtype, n_parameters=n_parameters, weights_gb=total / 1e9,
+        size=size, machine=place, dtype=SIZES[size].dtype, n_parameters=n_parameters, weights_gb=total / 1e9,
         block_gb=block / 1e9, rows=tuple(rows),
     )  # fmt: skip
 

@@ -1,13 +1,18 @@
 """``diffprobe bench``: speed of extraction and of SAE training, growth with the size of data, and plans of clusters."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from diffprobe.cli.arguments import add_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 GROUP = "runs"
 HELP = "time extraction or SAE training; plan a large extraction"
 STAYS = {
     "ksae": "with --quality and --json FILE, finished trainings are in FILE.partial.jsonl",
+    "memory": "with --json FILE, finished measurements are in FILE.partial.jsonl",
     "dictionaries": "trained dictionaries and measured rows are on disk",
 }
 """What a command that was stopped continues from."""
@@ -125,6 +130,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     dictionaries.add_argument("--csv", metavar="FILE", help="write one line per dictionary and factor to a CSV file")
     memory = what.add_parser("memory", help="peak memory with the denoiser held whole, in files and in 8 bits")
     memory.add_argument("--size", default="xl", help="xl, wide, flux, tiny or tiny-flux (default: xl)")
+    kinds = ("trained", "random")
+    memory.add_argument("--weights", nargs="+", choices=kinds, default=kinds, help="weights to measure (default: both)")
     quantized = what.add_parser("quantize", help="error of features whose weights are held in 8 bits, on images")
     quantized.add_argument("--backbone", default="emoji-sd", help="folder or name (default: emoji-sd)")
     quantized.add_argument("--data", default="emoji", help="folder or name of the images (default: emoji)")
@@ -217,8 +224,10 @@ def _ksae(args: argparse.Namespace) -> int:
     cells = [(row, precision) for row in report.rows for precision in PRECISIONS]
     for row, precision in cells:
         ours, floor = row.of("ours", precision), row.of("floor", precision)
-        for measured in (floor, ours, *row.peers(precision), row.of("dense", precision)):
-            name = {"floor": "encoder alone", "dense": "dense step"}.get(measured.method, measured.method)
+        dense = (row.of(name, precision) for name in ("ours_dense", "dense"))
+        for measured in (floor, ours, *row.peers(precision), *dense):
+            names = {"floor": "encoder alone", "ours_dense": "ours, step=dense", "dense": "dense step"}
+            name = names.get(measured.method, measured.method)
             print(
                 f"| {row.name} | {precision} | {name} | {measured.seconds:.3g} | {measured.seconds / ours.seconds:.2f} "
                 f"| {measured.seconds / floor.seconds:.2f} "
@@ -278,10 +287,7 @@ def _ksae_quality(args: argparse.Namespace) -> int:
     kept = None if args.json is None else Path(f"{args.json}.partial.jsonl")
     report = bench_quality(rows, setting, peers=peers, kept=kept, progress=_progress)
     print(render(report))
-    _write_json(args.json, report.to_json())
-    if kept is not None:
-        kept.unlink(missing_ok=True)
-    return 0
+    return _write_whole(args.json, report.to_json(), kept)
 
 
 def _scale(args: argparse.Namespace) -> int:
@@ -361,13 +367,16 @@ def _dictionaries(args: argparse.Namespace) -> int:
 
 
 def _memory(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
     from diffprobe.benchmarks.memory import bench_memory, render
 
-    report = bench_memory(args.size, progress=_progress)
+    kept = None if args.json is None else Path(f"{args.json}.partial.jsonl")
+    report = bench_memory(args.size, weights=args.weights, kept=kept, progress=_progress)
     weights = f"{report.n_parameters / 1e9:.2f} billion parameters, {report.weights_gb:.2f} GB in {report.dtype}"
     print(f"{report.machine}; {weights}, {report.block_gb:.3f} GB in the largest block\n")
     print(render(report))
-    return _write_json(args.json, report.to_json())
+    return _write_whole(args.json, report.to_json(), kept)
 
 
 def _quantize(args: argparse.Namespace) -> int:
@@ -426,6 +435,14 @@ def _require_writable(file: str | None) -> None:
 
 def _write_json(file: str | None, text: str) -> int:
     _write_text(file, text)
+    return 0
+
+
+def _write_whole(file: str | None, text: str, kept: "Path | None") -> int:
+    """Write the report, then remove the lines of its finished parts."""
+    _write_text(file, text)
+    if kept is not None:
+        kept.unlink(missing_ok=True)
     return 0
 
 

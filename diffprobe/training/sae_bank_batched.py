@@ -41,11 +41,11 @@ def step_members(members: Sequence[SparseAutoencoderModule], batch: FeatureBatch
 def groups(saes: Sequence[KSAE], xs: Sequence[Float[Tensor, "_ _"]]) -> list[list[int]]:
     """Return the positions of the autoencoders that can be stepped together: TopK of equal d_in, n_latents and rows.
 
-    k, seed, cell and AuxK may differ. Multi-TopK and other variants form groups of one.
+    k, seed, cell and AuxK may differ. Multi-TopK, other variants and those with step=dense form groups of one.
     """
     found: dict[object, list[int]] = {}
     for i, (sae, x) in enumerate(zip(saes, xs, strict=True)):
-        is_plain = type(sae) is TopK and len(sae.level_weights) == 1
+        is_plain = type(sae) is TopK and len(sae.level_weights) == 1 and sae.config.step == "sparse"
         found.setdefault((sae.n_latents, *x.shape) if is_plain else i, []).append(i)
     return list(found.values())
 

@@ -1,6 +1,7 @@
 """The contract of a backbone family, as checks on its tiny checkpoint.
 
 The reference is diffusers: the family's own pipeline is run for two steps with hooks on its denoiser and its scheduler.
+That of research checkpoints, which have no pipeline, is in `references.py`.
 `test_every_family.py` runs the checks over the registry; `test_mutations.py` shows that they fail for faulty families.
 """
 
@@ -26,18 +27,14 @@ from diffprobe.backbones.taps import BackboneInfo, backbone_info
 from diffprobe.core.errors import DiffprobeError
 from diffprobe.core.registry import FAMILIES
 from tests.backbones.plans import plan_for
+from tests.backbones.references import OWN, Reference, Step
 
 RESOLUTION = 32
 PROMPTS = ["Red cat", "a photo of the moon"]
 ONE_LENGTH = {"kandinsky5": ["red  cat &amp; dog", "dog &amp; red cat"]}
 """Prompts of one length in tokens, for pipelines that attend to padding; texts are cleaned."""
 CLASSES = [3, 0]
-NO_PIPELINE = {
-    "pixels": "the raw pixels have no pipeline",
-    "sit": "research checkpoints have no pipeline",
-    "edm": "research checkpoints have no pipeline",
-    "edm2": "research checkpoints have no pipeline",
-}
+NO_REFERENCE = {"pixels": "the raw pixels have neither a pipeline nor a network"}
 UNGUIDED = {
     "dit": "its pipeline's null class is 1000, which the tiny transformer does not have",
     "lumina2": "its pipeline runs the empty text in a pass of its own",
@@ -85,9 +82,13 @@ class Case:
         return any(True for _ in self.info.spec.denoiser.parameters())
 
     @cached_property
-    def reference(self) -> "Reference":
-        """Two steps of the diffusers pipeline."""
-        return run_pipeline(self.path, self.name, self.info.spec.conditions)
+    def reference(self) -> Reference:
+        """Two steps of the diffusers pipeline, or of a research checkpoint's own formulas."""
+        return (
+            OWN[self.name](self.path)
+            if self.name in OWN
+            else run_pipeline(self.path, self.name, self.info.spec.conditions)
+        )
 
 
 def make_case(name: str, folder: Path) -> Case:
@@ -95,27 +96,6 @@ def make_case(name: str, folder: Path) -> Case:
     made = FAMILIES.load(name).tiny(folder / name)
     path = "pixels" if name == "pixels" else str(made)  # that family is named, not found on disk
     return Case(name, path, backbone_info(path, resolution=RESOLUTION))
-
-
-@dataclass
-class Step:
-    """One step of a pipeline: what its denoiser and its scheduler were given."""
-
-    t: int
-    given: dict[str, Any]
-    sample: Tensor
-    predicted: Tensor
-
-
-@dataclass
-class Reference:
-    """A pipeline that was run: its denoiser, its two last steps, and the condition of each row."""
-
-    denoiser: nn.Module
-    prediction: str
-    values: list[str | int]
-    guidance: float | None
-    steps: list[Step]
 
 
 @torch.no_grad()
@@ -405,7 +385,7 @@ def _places(side: int) -> dict[int, int]:
     return {(side >> level) ** 2: side >> level for level in range(side.bit_length())}
 
 
-_HEAD_NORMS = ("norm_q", "norm_k", "query_norm", "key_norm")
+_HEAD_NORMS = ("norm_q", "norm_k", "q_norm", "k_norm", "query_norm", "key_norm")
 """Names of normalisations of heads."""
 
 
@@ -444,9 +424,9 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "inner_taps": check_inner_taps,
     "resolutions": check_resolutions,
 }
-"""Checks against the pipeline, by name; families in NO_PIPELINE have `resolutions` alone."""
+"""Checks against the reference, by name; families in NO_REFERENCE have `resolutions` alone."""
 
 
 def checks_of(name: str) -> list[str]:
     """List the checks that a family takes."""
-    return ["resolutions"] if name in NO_PIPELINE else list(CHECKS)
+    return ["resolutions"] if name in NO_REFERENCE else list(CHECKS)

@@ -189,6 +189,25 @@ MUTATIONS = [
     Mutation("kandinsky", "embedding", "torch.zeros(len(values)", "torch.ones(len(values)", "conditioning"),
     Mutation("sd_unet", "states", "(prompts)[0]}", "(prompts)[0] * 2}", "conditioning"),
     Mutation("dit", "class", "return int(text) if", "return int(text) + 1 if", "conditioning"),
+    Mutation("sit", "direction", "1 - times if self._from_noise", "times if self._from_noise", "conditioning"),
+    Mutation("sit", "timestep scale", "timesteps.float() / _STEPS", "timesteps.float()", "conditioning"),
+    Mutation("sit", "null class", "n_classes=denoiser.config.num_classes,", "n_classes=9,", "conditioning"),
+    Mutation("sit", "sign", "self.predicted(-output if", "self.predicted(output if", "prediction"),
+    Mutation(
+        "sit",
+        "learned variance",
+        "-output if self._from_noise else output, x_t",
+        "(-output if self._from_noise else output).flip(1), x_t",
+        "prediction",
+    ),
+    Mutation("sit", "prediction kind", '        prediction="flow",\n', '        prediction="epsilon",\n', "prediction"),
+    Mutation("sit", "heads", r'heads=r"blocks\.\d+\.attn\.[qk]_norm"', "heads=None", "inner_taps"),
+    Mutation("edm2", "noise level", "edm_sigmas(_STEPS).log() / 4", "edm_sigmas(_STEPS).log()", "conditioning"),
+    Mutation("edm2", "grid", "(edm_sigmas(_STEPS)", "(edm_sigmas(_STEPS + 1)", "conditioning"),
+    Mutation("edm2", "class", 'condition.get("class_labels")', "condition['class_labels'].flip(0)", "conditioning"),
+    Mutation("edm2", "sign", "self.predicted(-self.denoiser", "self.predicted(self.denoiser", "prediction"),
+    Mutation("edm2", "prediction kind", '        prediction="v",\n', '        prediction="epsilon",\n', "prediction"),
+    Mutation("edm", "prediction kind", '        prediction="v",\n', '        prediction="epsilon",\n', "prediction"),
 ]
 
 

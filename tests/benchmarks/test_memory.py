@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffprobe.benchmarks.memory import MemoryReport, _measure, _write, bench_memory, render
+from diffprobe.benchmarks import memory
+from diffprobe.benchmarks.memory import WAYS, MemoryReport, MemoryRow, _measure, _write, bench_memory, render
 from diffprobe.core.errors import ConfigError
 
 
@@ -43,6 +44,42 @@ def test_a_transformer_like_flux_is_measured_in_its_precision(weights: str, tmp_
     assert whole.digest == apart.digest and apart.most_blocks == 2
 
 
-def test_another_size_is_refused() -> None:
+def test_other_sizes_and_weights_are_refused() -> None:
     with pytest.raises(ConfigError, match="xl, wide, flux, tiny"):
         bench_memory("huge")
+    for weights in ((), ("trained", "drawn")):
+        with pytest.raises(ConfigError, match="trained, random"):
+            bench_memory("tiny", weights=weights)
+
+
+def test_a_stopped_call_continues_after_its_finished_measurements(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measured: list[tuple[object, ...]] = []
+
+    def stand_in(run: object, scratch: str, size: str, *way: str) -> object:
+        if run is _write:
+            return 10, 20, 5
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        measured.append(way)
+        sizes = {"held_gb": 1.0, "start_gb": 0.5, "peak_gb": float(len(measured)), "load_s": 1.0, "read_s": 1.0}
+        weights, offload, quantize = way
+        names = {"weights": weights, "offload": offload, "quantize": quantize, "digest": weights, "most_blocks": None}
+        return MemoryRow(**names, **sizes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(memory, "_alone", stand_in)
+    monkeypatch.setattr(memory, "find_spec", lambda name: name)
+    wanted = [(weights, *way) for weights in ("trained", "random") for way in WAYS]
+    found = None
+    for _ in range(3):
+        try:
+            found = bench_memory("tiny", kept=tmp_path / "kept.jsonl")
+        except KeyboardInterrupt:
+            measured = []
+    assert found is not None and measured == wanted[6:]
+    assert [(row.weights, row.offload, row.quantize) for row in found.rows] == wanted
+    assert [row.peak_gb for row in found.rows] == [1, 2, 3, 1, 2, 3, 1, 2]
+    measured = []
+    part = bench_memory("tiny", weights=("random",), kept=tmp_path / "kept.jsonl")
+    assert part.rows == found.rows[4:] and not measured

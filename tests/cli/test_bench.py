@@ -24,9 +24,10 @@ def test_the_autoencoder_step_has_a_table_too(tmp_path, capsys) -> None:
     sizes = ["--shape", "32,16,64,4", "--steps", "2", "--rounds", "1"]
     assert main(["bench", "ksae", *sizes, "--no-peers", "--json", str(file)]) == 0
     out = capsys.readouterr().out
-    assert "| 32, 16, 64, 4 | bfloat16 | dense step |" in out and "| fastest other / ours | ours / encoder |" in out
+    assert "| 32, 16, 64, 4 | bfloat16 | dense step |" in out and "| bfloat16 | ours, step=dense |" in out
+    assert "| fastest other / ours | ours / encoder |" in out
     written = json.loads(file.read_text())
-    assert len(written["rows"][0]["measured"]) == 6 and written["versions"] == written["absent"] == {}
+    assert len(written["rows"][0]["measured"]) == 8 and written["versions"] == written["absent"] == {}
 
 
 @pytest.mark.slow

@@ -75,6 +75,7 @@ CASES = [
     ("revelio_released", {}),
 ]
 SPARSE = [case for case in CASES if case[0] != "jumprelu"]  # the number of active latents is not bounded there
+BY_PRODUCTS = [(name, {**keys, "step": "dense"}) for name, keys in SPARSE]
 
 
 def parameters(sae):
@@ -82,7 +83,11 @@ def parameters(sae):
     return [*found, sae.log_threshold] if sae.variant == "jumprelu" else found
 
 
-@pytest.mark.parametrize(("variant", "settings"), CASES, ids=[f"{name}-{len(keys)}" for name, keys in CASES])
+@pytest.mark.parametrize(
+    ("variant", "settings"),
+    CASES + BY_PRODUCTS,
+    ids=[f"{name}-{len(keys)}{'-dense' * ('step' in keys)}" for name, keys in CASES + BY_PRODUCTS],
+)
 def test_gradients_are_those_of_dense_autograd_to_a_millionth(variant, settings):
     sae, x = make(variant, **settings)
     # With tied weights the residual is orthogonal to much of the code, so the weights are moved away from them.
@@ -101,8 +106,9 @@ def test_gradients_are_those_of_dense_autograd_to_a_millionth(variant, settings)
         assert float((got - wanted).norm()) <= 1e-6 * float(wanted.norm())
 
 
-def test_ten_steps_of_training_agree():
-    sae, x = make("topk", multi_k_weight=1 / 8, aux_weight=0.1)
+@pytest.mark.parametrize("step", ["sparse", "dense"])
+def test_ten_steps_of_training_agree(step):
+    sae, x = make("topk", multi_k_weight=1 / 8, aux_weight=0.1, step=step)
     twin = [weight.detach().clone().requires_grad_() for weight in parameters(sae)]
     optimizers = [torch.optim.Adam(weights, lr=0.01) for weights in (parameters(sae), twin)]
     for batch in x.split(16):

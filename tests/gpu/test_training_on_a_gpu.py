@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from diffprobe.config.compose import load_run
 from diffprobe.core.result import RunResult, read_result
+from diffprobe.probes.sae import topk
 from diffprobe.runs.extract import extract_run
 from diffprobe.runs.train import train
 
@@ -16,6 +17,7 @@ AUTOENCODERS = ("topk", "batch_topk", "matryoshka", "jumprelu")
 SAE = ("probe.cell=up_blocks.1@t25", "probe.params.n_latents=256", "trainer.max_epochs=6", "data.batch_size=256")
 PROBES = {
     **{name: (f"probe={name}", *SAE) for name in AUTOENCODERS},
+    "dense step": ("probe=topk", *SAE, "probe.params.step=dense"),
     "linear": ("probe=linear", "probe.targets=[label,style]", "trainer.max_epochs=10"),
     "logistic": (
         "probe=logistic",
@@ -116,3 +118,21 @@ def test_live_features_on_the_card(stores: Path, tmp_path: Path) -> None:
     found = run(stores, tmp_path, "linear", *gpu, "features.source=live")
     assert main_metric(found) == pytest.approx(main_metric(expected), abs=0.05)
     assert torch.cuda.max_memory_allocated() > 0 and found.hardware["accelerators"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_dense_step_has_the_gradients_of_the_sparse_one(precision: str) -> None:
+    x = torch.randn(1024, 256, generator=torch.Generator().manual_seed(0))
+    found = []
+    for step in ("sparse", "dense"):
+        config = topk.Config(k=16, n_latents=2048, step=step, aux_weight=0.5)  # type: ignore[arg-type]
+        sae = topk.make(config, 256, seed=0)
+        sae.initialise(x.mean(0), x.var(0, correction=0))
+        sae = sae.to("cuda")
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bfloat16"):
+            out = sae.step(x.to("cuda"), dead=torch.arange(2048, device="cuda") < 300)
+        out.loss.backward()
+        found.append([weight.grad for weight in sae.parameters()])
+    for sparse, dense in zip(*found, strict=True):
+        off = float((dense - sparse).norm() / sparse.norm())
+        assert off < (1e-5 if precision == "float32" else 2e-2), off

@@ -111,6 +111,7 @@ OTHER = {
     "normalise": "none",
     "embedding": 4,
     "skip": True,
+    "step": "dense",
     "target_tap": "up_blocks.1",
 }
 """Key of a Config, "FILE.KEY" or "KIND.KEY" -> a value other than its default and that of BASE."""

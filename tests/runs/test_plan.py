@@ -24,6 +24,12 @@ def test_faults_are_found_before_anything_is_loaded(run, tmp_path):
     for buffer in ("probe.params.row_buffer=8", "probe.grid.row_buffer=[0,8]"):
         with pytest.raises(ConfigError, match="features.shuffle=rows with probe.params.row_buffer"):
             plan(run("probe=topk", buffer, "features.shuffle=rows"))
+    for step in ("probe.params.step=dense", "probe.grid.step=[sparse,dense]"):
+        with pytest.raises(ConfigError, match="probe.batched=true with probe.params.step=dense"):
+            plan(run("probe=topk", "probe.grid.k=[4,8]", step, "probe.batched=true"))
+        plan(run("probe=topk", "probe.grid.k=[4,8]", step))
+    with pytest.raises(ConfigError, match="step = dense .*'jumprelu'"):
+        plan(run("probe=jumprelu", "probe.params.step=dense"))
     direction = ["probe.params.positive=noto", "trainer.learning_rate=0.1", "trainer.max_steps=3"]
     with pytest.raises(ConfigError, match="trainer.learning_rate, trainer.max_steps: probe 'ridge' has a closed form"):
         plan(run("probe=ridge", *direction))

@@ -97,6 +97,8 @@ def test_who_steps_together():
     assert groups(members, xs) == [[0, 1, 2, 3], [4], [5], [6]]
     xs[1] = torch.zeros(6, 12)
     assert groups(members, xs) == [[0, 2, 3], [1], [4], [5], [6]]
+    by_products = [topk.TopK(topk.Config(k=2, n_latents=24, step=step), 12) for step in ("sparse", "dense", "sparse")]
+    assert groups(by_products, [torch.zeros(5, 12)] * 3) == [[0, 2], [1]]
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from diffprobe.core.facts_html import facts_html
 from diffprobe.core.foreign import naming
 from diffprobe.core.registry import probes
 from diffprobe.probes.sae.initialization import blend_datapoints, geometric_median, random_rows
+from diffprobe.probes.sae.kernels.dense_step import Chosen, dense_step
 from diffprobe.probes.sae.kernels.sparse_step import Top, join, rows_to_bags, scan, sparse_step
 from diffprobe.probes.sae.kernels.squared_error import squared_error
 from diffprobe.probes.sae.types import SINGLE_PROCESS, Code, Collective, Config, Reads, Selected, StepOutput
@@ -193,7 +194,7 @@ class KSAE(nn.Module):
         collective: Collective = SINGLE_PROCESS,
     ) -> StepOutput:
         """Return the loss of a batch. The gradients equal those of the dense computation; the cost is that of the
-        selected latents.
+        selected latents, or with `config.step` dense that of products with all of them.
 
         reconstruction = mean |s (x - x_hat)|^2 / d_in. d_in is the variance of the scaled training set, so the expected
         value is the fvu, and the mean over processes is the value of the global batch.
@@ -240,10 +241,24 @@ class KSAE(nn.Module):
     def decode_selected(
         self, centred: Float[Tensor, "batch d_in"], chosen: Sequence[tuple[Selected, int]]
     ) -> Float[Tensor, "bags d_out"]:
-        """Decode selections of a batch, each with its number of parts, differentiably (`sparse_step`)."""
+        """Decode selections of a batch, each with its number of parts, differentiably (`config.step`)."""
+        return self._decode_by_step(centred, self.b_pre, self.W_enc, chosen)
+
+    def _decode_by_step(
+        self, centred: Tensor, b_pre: Tensor, W_enc: Tensor, chosen: Sequence[tuple[Selected, int]]
+    ) -> Tensor:
+        """Decode selections that were made from W_enc centred + b_enc: by `sparse_step`, or by `dense_step`."""
+        weights = b_pre, W_enc, self.b_enc, self.W_dec
+        if self.config.step == "dense":
+            parts = [Chosen(*selected.top, selected.part, self._spans(n_parts)) for selected, n_parts in chosen]
+            return dense_step(centred, *weights, parts, relu=self.relu)
         bags = join([rows_to_bags(*selected.top, selected.part, n_parts) for selected, n_parts in chosen])
-        decoded, _ = sparse_step(centred, self.b_pre, self.W_enc, self.b_enc, self.W_dec, bags, relu=self.relu)
+        decoded, _ = sparse_step(centred, *weights, bags, relu=self.relu)
         return decoded
+
+    def _spans(self, n_parts: int) -> tuple[range, ...]:
+        """Return which rows of the weights each part of a selection can be of."""
+        return (range(len(self.rows)),) * n_parts
 
     def centred(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """Return scaled features minus the pre-bias, which is detached."""

@@ -50,6 +50,10 @@ class Config(types.Config):
             raise ConfigError(f"l0_weight = {self.l0_weight} must not be negative.")
         if not self.bandwidth > 0:
             raise ConfigError(f"bandwidth = {self.bandwidth} must be positive.")
+        if self.step != "sparse":
+            raise ConfigError(
+                f"step = {self.step} has no effect: each step of probe 'jumprelu' is computed densely.", fix="remove it"
+            )
 
 
 class JumpReLU(KSAE):

@@ -63,6 +63,11 @@ class Matryoshka(batch_topk.BatchTopK):
         group = torch.bucketize(selected.top.indices.contiguous(), ends, right=True)
         return Selected(selected.top, torch.where(selected.part < 0, -1, group)), revived
 
+    def _spans(self, n_parts: int) -> tuple[range, ...]:
+        if n_parts != len(self.sizes):
+            return super()._spans(n_parts)
+        return tuple(range(start, stop) for start, stop in pairwise((0, *self.sizes)))
+
 
 def make(config: Config, d_in: int, *, seed: int) -> Matryoshka:
     """Make an untrained autoencoder for features of width `d_in`."""

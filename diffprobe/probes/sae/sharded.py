@@ -14,7 +14,7 @@ from torch import Tensor
 from diffprobe.core.errors import ConfigError
 from diffprobe.probes.sae import topk
 from diffprobe.probes.sae.base import KIND, SCHEMA_VERSION
-from diffprobe.probes.sae.kernels.sparse_step import Top, join, rows_to_bags, scan, sparse_step
+from diffprobe.probes.sae.kernels.sparse_step import Top, scan
 from diffprobe.probes.sae.latent_shards import LatentShards, merge_top, shared_by_shards, sum_over_shards
 from diffprobe.probes.sae.types import Code, Config, Selected
 from diffprobe.probes.serialization import save_probe_in_parts
@@ -79,14 +79,13 @@ class ShardedTopK(topk.TopK):
         self, centred: Float[Tensor, "batch d_in"], chosen: Sequence[tuple[Selected, int]]
     ) -> Float[Tensor, "bags d_in"]:
         """Decode selections of a batch: the sum of what each process decodes of them, differentiably."""
-        bags = []
+        found = []
         for selected, n_parts in chosen:
             own, indices = self._own(selected.top.indices)
             part = torch.where(own, selected.part, -1)
-            bags.append(rows_to_bags(selected.top.values, indices, part, n_parts))
+            found.append((Selected(Top(selected.top.values, indices), part), n_parts))
         centred, b_pre = (shared_by_shards(value, self.shards) for value in (centred, self.b_pre))
-        decoded, _ = sparse_step(centred, b_pre, self.W_enc, self.b_enc, self.W_dec, join(bags), relu=self.relu)
-        return sum_over_shards(decoded, self.shards)
+        return sum_over_shards(self._decode_by_step(centred, b_pre, self.W_enc, found), self.shards)
 
     def decode_scaled(self, code: Code) -> Float[Tensor, "batch d_in"]:
         """Return the weighted sum of decoder rows, in scaled units and without the pre-bias."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffprobe.core.errors import BadTimestep, ConfigError
 from diffprobe.probes.sae import topk, types
-from diffprobe.probes.sae.kernels.sparse_step import Top, join, rows_to_bags, scan, sparse_step
+from diffprobe.probes.sae.kernels.sparse_step import Top, scan
 from diffprobe.probes.sae.types import Code, Selected
 
 READS: types.Reads = "timesteps"
@@ -216,14 +216,11 @@ class TimestepTopK(topk.TopK):
         return scan(rows, self._encoder(), self.b_enc, k=k, among=among, k_among=k_among)
 
     def decode_selected(self, centred: Tensor, chosen: Sequence[tuple[Selected, int]]) -> Float[Tensor, "bags d_in"]:
-        """Decode selections of a batch, each with its number of parts, differentiably (`sparse_step`)."""
+        """Decode selections of a batch, each with its number of parts, differentiably (`config.step`)."""
         if not self.config.embedding:
             return super().decode_selected(centred, chosen)
-        bags = join([rows_to_bags(*selected.top, selected.part, n_parts) for selected, n_parts in chosen])
         b_pre = F.pad(self.b_pre, (0, self.config.embedding))
-        rows = self._with_embedding(centred)
-        decoded, _ = sparse_step(rows, b_pre, self._encoder(), self.b_enc, self.W_dec, bags, relu=self.relu)
-        return decoded
+        return self._decode_by_step(self._with_embedding(centred), b_pre, self._encoder(), chosen)
 
 
 def sinusoids(timesteps: Sequence[int], width: int) -> Float[Tensor, "timesteps width"]:

@@ -51,6 +51,9 @@ class Config:
     adam_beta2: float = 0.95
     """Adam's decay of squared gradients. With torch's 0.999 the large gradients of the first steps keep the next
     hundreds of steps small."""
+    step: Literal["sparse", "dense"] = "sparse"
+    """How a training step decodes the selected latents and computes gradients: by gathers of their rows, or by products
+    with all rows. Equal to rounding; dense is for GPUs with tensor cores, under trainer.precision=bf16-mixed."""
 
     def __post_init__(self) -> None:
         of = f"of probe '{type(self).__module__.rpartition('.')[2]}'"

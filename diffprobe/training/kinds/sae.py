@@ -19,7 +19,10 @@ WITHOUT_GRID: tuple[str, ...] = ()
 
 
 def validate(config: RunConfig, params: Sequence[Any]) -> None:
-    """Refuse shuffled labels, targets, and a row buffer where rows are permuted already. Raises: ConfigError."""
+    """Refuse shuffled labels, targets, a row buffer where rows are permuted already, a dense step of a batched grid.
+
+    Raises: ConfigError.
+    """
     if config.control == "shuffled_labels":
         raise ConfigError("control=shuffled_labels: a sparse autoencoder is trained without labels.")
     refuse_metrics(config)
@@ -31,6 +34,11 @@ def validate(config: RunConfig, params: Sequence[Any]) -> None:
         raise ConfigError(
             "features.shuffle=rows with probe.params.row_buffer: a permutation of all rows leaves nothing to mix.",
             fix="probe.params.row_buffer=0",
+        )
+    if config.probe.batched and any(part.step == "dense" for part in params):
+        raise ConfigError(
+            "probe.batched=true with probe.params.step=dense: autoencoders are stepped together by the sparse step.",
+            fix="probe.batched=false, or step=sparse",
         )
     if config.trainer.strategy == LATENTS:
         _require_shardable(config, params)

@@ -52,9 +52,10 @@ def joined(parts, name):
     k=st.integers(1, 4),
     multi=st.sampled_from([0.0, 0.125]),
     dead=st.integers(0, 2**19 - 1),
+    step=st.sampled_from(["sparse", "dense"]),
 )
-def test_step_and_gradients_are_those_of_one_process(size, n_latents, k, multi, dead):
-    config = topk.Config(k=k, n_latents=n_latents, k_aux=5, multi_k_weight=multi)
+def test_step_and_gradients_are_those_of_one_process(size, n_latents, k, multi, dead, step):
+    config = topk.Config(k=k, n_latents=n_latents, k_aux=5, multi_k_weight=multi, step=step)
     mask = torch.tensor([bool(dead >> i & 1) for i in range(n_latents)])
     whole, gradients = stepped(prepared(topk.make(config, D, seed=3)), mask)
     found = threads.in_threads(
