@@ -175,7 +175,7 @@ def _settle_massive(whole: Request, parts: Sequence[_Part], announce: Announce, 
         recorded = Manifest.read(begun[0]).recorded
         found = from_recorded(recorded, whole.plan.widths)
         whole.massive = (found, list(map(str, recorded[MASSIVE]["keys"])))
-    else:
+    elif whole.massive is None:
         n, split = whole.features.massive.images, whole.data.train_split
         announce(f"loading the backbone, to find massive channels on {n} images of '{split}'")
         whole.load_extractor(images=True, kernels=kernels)
