@@ -151,7 +151,7 @@ def certify(method: Method, config: Config) -> Certificate:
     from diffprobe.report.query import parse_cell
     from diffprobe.runs.massive_notes import refuse_treated_run
 
-    for saved in (*config.runs, *([] if method.path is None else [method.path])):
+    for saved in [*config.runs, *([] if method.path is None else [str(method.path)])]:
         refuse_treated_run(run_of(saved), "a certificate")
     if not config.data:
         spec = config.load_world()
