@@ -1,6 +1,7 @@
 """What `diffprobe extract` would write and run: from configurations, indexes and the digests of weight files alone.
 
-All that an extraction validates before it loads weights is validated in the same way; nothing is written.
+All that an extraction validates before it loads weights is validated in the same way. No store is written, and nothing
+is downloaded.
 """
 
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ def check_images(
         samples without what the condition needs, RunFailed for too small a disk, the errors of the data's index.
     """
     require_process(process)
-    whole, root = Request(backbone, data, features, splits), Path(features.store)
+    whole, root = Request(backbone, data, features, splits, cached_only=True), Path(features.store)
     plan, requests = whole.plan, [whole, *whole.of_views()]
     stores = [_Store.of(root, request.manifest) for request in requests]
     lines, due = [store.line for store in stores], [store for store in stores if store.missing]
@@ -86,7 +87,7 @@ def check_prompts(config: PromptExtraction, *, process: tuple[int, int] = (0, 1)
     Raises: what `extract_prompts` raises before it loads weights.
     """
     require_process(process)
-    request = PromptRequest(config)
+    request = PromptRequest(config, cached_only=True)
     plan, manifest = request.plan, request.manifest
     store = _Store.of(Path(config.features.store), manifest)
     if not store.missing:

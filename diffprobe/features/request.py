@@ -65,6 +65,7 @@ class Request:
 
     Args:
         splits: splits to read; those of `data` if None.
+        cached_only: whether a checkpoint of the hub is taken from its cache alone; nothing is downloaded then.
 
     Attributes:
         splits: the splits of the shards that are read; a validation split by `data.val_fraction` is part of the
@@ -81,7 +82,10 @@ class Request:
         data: DataConfig,
         features: FeaturesConfig,
         splits: Sequence[str] | None = None,
+        *,
+        cached_only: bool = False,
     ) -> None:
+        self._cached_only = cached_only
         self.backbone, self.data, self.features = backbone, data, features
         named = (data.train_split, data.val_split, data.test_split) if splits is None else splits
         self.splits = tuple(dict.fromkeys(map(data.source_of, named)))
@@ -108,7 +112,7 @@ class Request:
     @cached_property
     def plan(self) -> ReadPlan:
         """The plan of the backbone's forward pass; made without weights."""
-        return make_plan(self.backbone, self.features)
+        return make_plan(self.backbone, self.features, cached_only=self._cached_only)
 
     @cached_property
     def columns(self) -> ColumnTable | None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from diffprobe.config.massive import MassiveConfig
 from diffprobe.config.prompt_schema import PromptExtraction, PromptFeaturesConfig, SamplingConfig
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.config.views import ViewsConfig
-from diffprobe.core.errors import ConfigError, RunFailed, UnknownName, UnknownTap
+from diffprobe.core.errors import ConfigError, RunFailed, UnknownName, UnknownTap, WeightsMissing
 from diffprobe.features.extract import extract
 from diffprobe.features.extract_check import check_images, check_prompts
 from diffprobe.features.extract_prompts import extract_prompts
@@ -99,6 +100,33 @@ def test_what_extraction_refuses_before_it_loads_weights_is_refused(
     monkeypatch.setattr("diffprobe.features.disk_space._free", lambda folder: 10)
     with pytest.raises(RunFailed, match="10 B"):
         check_images(*parts())
+
+
+def test_a_checkpoint_of_the_hub_is_not_downloaded(
+    parts: Callable[..., Parts], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def hub(*_: object, local_files_only: bool, **__: object) -> str:
+        asked.append(local_files_only)
+        raise OSError("not in the cache")
+
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("snapshot_download", "hf_hub_download"):
+        monkeypatch.setattr(f"huggingface_hub.{name}", hub)
+    backbone, data, features = parts()
+    prompts = PromptExtraction(
+        backbone=BackboneConfig(path="owner/name"), prompts=str(tmp_path / "none.txt"),
+        features=PromptFeaturesConfig(taps=("mid_block",), timesteps=(499,)),
+    )  # fmt: skip
+    with pytest.raises(WeightsMissing, match="hf download owner/name"):
+        check_images(BackboneConfig(path="owner/name"), data, features)
+    with pytest.raises(WeightsMissing, match=r"weights\.safetensors"):
+        check_images(replace(backbone, denoiser_weights="owner/name:weights.safetensors"), data, features)
+    with pytest.raises(WeightsMissing, match="owner/name"):
+        check_prompts(prompts)
+    assert asked == [True] * 3
 
 
 def test_controls_without_a_denoiser_have_no_passes(parts: Callable[..., Parts]) -> None:
