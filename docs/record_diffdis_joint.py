@@ -24,6 +24,9 @@ from diffprobe.config.compose import load
 from diffprobe.core.result import RESULT_FILE, MetricRecord, RunResult, read_result
 from diffprobe.report.markdown_table import markdown_table
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from finished_runs import evaluated, trained
+
 DOCS = Path(__file__).resolve().parent
 RESULTS = DOCS / "results" / "diffdis-joint"
 PAGE = DOCS / "users" / "joint-training.md"
@@ -48,25 +51,11 @@ def configs(settings: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def trained(config: Any) -> Path:
-    """Return the folder of a finished run, trained now unless it is there."""
-    from diffprobe.runs.train_generative import run_dir_of, train_generative
-
-    folder = run_dir_of(config)
-    return folder if (folder / RESULT_FILE).is_file() else train_generative(config).parent
-
-
-def evaluated(folder: Path, settings: Sequence[str]) -> Path:
+def measured(folder: Path, settings: Sequence[str]) -> Path:
     """Return the result of the evaluation of a run, measured now unless it is there."""
-    from diffprobe.config.parse import record_tree
     from diffprobe.evaluation.joint import evaluate_joint
 
-    config = load("scenes/diffdis_joint/evaluate", [f"run={folder}", *settings])
-    wanted = {key: value for key, value in record_tree(config).items() if key != "output"}
-    for path in sorted((Path(config.output) / config.experiment).glob(f"*/{RESULT_FILE}")):
-        if read_result(path).config == wanted:
-            return path
-    return evaluate_joint(config)
+    return evaluated(load("scenes/diffdis_joint/evaluate", [f"run={folder}", *settings]), evaluate_joint)
 
 
 def differences(samples: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -190,7 +179,6 @@ def write(found: Mapping[str, Path], trainings: Mapping[str, Path]) -> None:
     samples = {name: json.loads(path.with_name(SAMPLES_FILE).read_text("utf-8")) for name, path in found.items()}
     rows = differences(samples)
     (RESULTS / DIFFERENCES).write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
-    sys.path.insert(0, str(DOCS))
     from record_demo import with_table  # type: ignore[import-not-found]
 
     text = PAGE.read_text("utf-8")
@@ -206,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("settings", nargs="*", help="settings of each training")
     args = parser.parse_args(arguments)
     trainings = {name: trained(config) for name, config in configs(args.settings).items()}
-    write({name: evaluated(folder, args.evaluation) for name, folder in trainings.items()}, trainings)
+    write({name: measured(folder, args.evaluation) for name, folder in trainings.items()}, trainings)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ page docs/users/long-tail.md is made from the finished CSV of `--out`.
 import argparse
 import csv
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,10 @@ from diffprobe.analysis.statistics import bootstrap_interval, mean_of
 from diffprobe.config.compose import load
 from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.registry import REGULARIZERS
-from diffprobe.core.result import RESULT_FILE, RunResult, read_result
+from diffprobe.core.result import RunResult, read_result
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from finished_runs import evaluated, trained
 
 VARIANTS = ("plain", "diffrop", "cbdm", "oc", "coral", "capacity")
 TWO_PASSES = ("diffrop", "cbdm", "capacity")
@@ -76,26 +80,12 @@ def config_of(cell: Cell, settings: Sequence[str]) -> Any:
     return replace(config, trainer=replace(config.trainer, max_steps=config.trainer.max_steps // passes))
 
 
-def trained(config: Any) -> Path:
-    """Return the folder of a finished run, trained now unless it is there."""
-    from diffprobe.runs.train_generative import run_dir_of, train_generative
-
-    folder = run_dir_of(config)
-    return folder if (folder / RESULT_FILE).is_file() else train_generative(config).parent
-
-
-def evaluated(folder: Path, settings: Sequence[str]) -> RunResult:
+def measured(folder: Path, settings: Sequence[str]) -> RunResult:
     """Return the evaluation of a run, measured now unless it is there."""
-    from diffprobe.config.parse import record_tree
     from diffprobe.evaluation.long_tail import evaluate_long_tail
 
     config = load("scenes/long_tail/evaluate", [f"run={folder}", *settings])
-    wanted = {key: value for key, value in record_tree(config).items() if key != "output"}
-    for path in sorted((Path(config.output) / config.experiment).glob(f"*/{RESULT_FILE}")):
-        result = read_result(path)
-        if result.config == wanted:
-            return result
-    return read_result(evaluate_long_tail(config))
+    return read_result(evaluated(config, evaluate_long_tail))
 
 
 def rows_of(cell: Cell, result: RunResult) -> list[dict[str, Any]]:
@@ -201,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     for cell in cells(args.seeds, args.variants):
         config = config_of(cell, [f"autoencoder={args.autoencoder}", *args.settings])
-        rows += rows_of(cell, evaluated(trained(config), args.evaluation))
+        rows += rows_of(cell, measured(trained(config), args.evaluation))
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(args.out) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))

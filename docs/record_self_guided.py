@@ -11,6 +11,7 @@ and evaluations, and continues an interrupted run. Settings after `--` go to eac
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,10 @@ from typing import Any
 
 from diffprobe.config.compose import load
 from diffprobe.core.atomic_file import atomic_file
-from diffprobe.core.result import RESULT_FILE, RunResult, read_result
+from diffprobe.core.result import RunResult, read_result
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from finished_runs import evaluated, trained
 
 PAGE = Path(__file__).parent / "users/self-guided.md"
 OUT = Path(__file__).parent / "results/self-guided.json"
@@ -34,25 +38,9 @@ BASELINE = "unconditional"
 """The condition from which the others differ by what is shown."""
 
 
-def trained(name: str, settings: Sequence[str]) -> Path:
-    """Return the folder of a finished run, trained now unless it is there."""
-    from diffprobe.runs.train_generative import run_dir_of, train_generative
-
-    config: Any = load(f"scenes/{name}", list(settings))
-    folder = run_dir_of(config)
-    return folder if (folder / RESULT_FILE).is_file() else train_generative(config).parent
-
-
-def kept(config: Any) -> RunResult | None:
-    """Return a finished result of the same configuration, of which a run or a reader has not changed since."""
-    from diffprobe.config.parse import record_tree
-
-    wanted = {key: value for key, value in record_tree(config).items() if key != "output"}
-    for path in sorted((Path(config.output) / config.experiment).glob(f"*/{RESULT_FILE}")):
-        result = read_result(path)
-        if result.config == wanted:
-            return result
-    return None
+def stage(name: str, settings: Sequence[str]) -> Path:
+    """Return the folder of a run of an experiment of scenes, trained now unless it is finished."""
+    return trained(load(f"scenes/{name}", list(settings)))
 
 
 def measure_clusters(run: Path, random_run: Path | None, settings: Sequence[str]) -> RunResult:
@@ -61,7 +49,7 @@ def measure_clusters(run: Path, random_run: Path | None, settings: Sequence[str]
 
     config: Any = load("scenes/clusters", [f"run={run}", *settings])
     config = replace(config, random_run=None if random_run is None else str(random_run))
-    return kept(config) or read_result(evaluate_clusters(config))
+    return read_result(evaluated(config, evaluate_clusters))
 
 
 def measure_images(run: Path, settings: Sequence[str]) -> dict[str, float]:
@@ -69,8 +57,7 @@ def measure_images(run: Path, settings: Sequence[str]) -> dict[str, float]:
     from diffprobe.evaluation.long_tail import evaluate_long_tail
 
     config: Any = load("scenes/long_tail/evaluate", [f"run={run}", "overlap_images=0", *settings])
-    result = kept(config) or read_result(evaluate_long_tail(config))
-    records = [one for one in result.metrics if one.target == "all"]
+    records = [one for one in read_result(evaluated(config, evaluate_long_tail)).metrics if one.target == "all"]
     found = {one.name: one.value for one in records if one.name in QUALITY}
     return found | {f"rendered_{one.name}": one.controls["rendered"] for one in records if one.name in QUALITY}
 
@@ -222,21 +209,21 @@ def measure_seed(tree: dict[str, Any], seed: int, args: argparse.Namespace) -> N
     """Train and measure all parts with one seed, and add them to the tree."""
     output = f"output={args.runs}"
     settings = [*args.settings, output, f"seed={seed}"]
-    first = {"released": trained("train_self_guided", settings)}
+    first = {"released": stage("train_self_guided", settings)}
     random = None
     if "random" in args.parts:
-        random = trained("train_self_guided", [*settings, "prototypes.random_network=true"])
+        random = stage("train_self_guided", [*settings, "prototypes.random_network=true"])
     if "described" in args.parts:
-        first["described"] = trained("train_self_guided", [*settings, "prototypes.form=described"])
+        first["described"] = stage("train_self_guided", [*settings, "prototypes.form=described"])
     for form, run in first.items():
         result = measure_clusters(run, random if form == "released" else None, [*args.clusters, output])
         tree["clusters"].setdefault(form, {})[str(seed)] = facts_of(result)
     if "conditions" in args.parts:
-        runs = {"unconditional": first["released"], "labels": trained("train_label_conditioned", settings)}
+        runs = {"unconditional": first["released"], "labels": stage("train_label_conditioned", settings)}
         for form, run in first.items():
             if not tree["clusters"][form][str(seed)]["collapsed"]:  # the second stage refuses such clusters
                 name = "clusters" if form == "released" else "described_clusters"
-                runs[name] = trained("train_cluster_conditioned", [*settings, f"classes.clusters={run}"])
+                runs[name] = stage("train_cluster_conditioned", [*settings, f"classes.clusters={run}"])
             if form == "described":
                 runs["described"] = run
         tree["conditions"][str(seed)] = {

@@ -99,16 +99,20 @@ def model_folder(name: str, key: str) -> Path:
         raise WeightsMissing(f"{key}={name}: {error.what}", *error.details, fix=error.fix) from error
 
 
-def fetch_file(repo: str, file: str, revision: str | None = None) -> Path:
-    """Return one file of a repository from the hub's cache, of `main` by default. Raises: WeightsMissing."""
+def fetch_file(repo: str, file: str, revision: str | None = None, *, cached_only: bool = False) -> Path:
+    """Return one file of a repository from the hub's cache, of `main` by default.
+
+    With `cached_only` nothing is downloaded. Raises: WeightsMissing.
+    """
     from huggingface_hub import hf_hub_download
 
     offline = bool(offline_variables())
     try:
-        return Path(hf_hub_download(repo, file, revision=revision, local_files_only=offline))
+        return Path(hf_hub_download(repo, file, revision=revision, local_files_only=offline or cached_only))
     except Exception as error:  # as in fetch_pipeline
+        why = "" if cached_only else f", and {_reason(offline, error)}"
         raise WeightsMissing(
-            f"'{file}' of '{repo}'{_at(revision)} is not on this machine, and {_reason(offline, error)}.",
+            f"'{file}' of '{repo}'{_at(revision)} is not on this machine{why}.",
             fix="set backbone.denoiser_weights=FILE, or on a machine with network: "
             f"hf download {repo} {file}{_option(revision)}",
         ) from error

@@ -92,7 +92,9 @@ def locate(
         name=path,
         folder=folder,
         index=read_model_index(index),
-        denoiser_weights=None if denoiser_weights is None or configs_only else _denoiser_file(denoiser_weights),
+        denoiser_weights=None
+        if denoiser_weights is None or configs_only
+        else _denoiser_file(denoiser_weights, cached_only=cached_only),
         lora=None if lora is None else find_lora(lora),
     )
 
@@ -141,7 +143,7 @@ def _refuse_single_file(file: Path, path: str) -> None:
     )
 
 
-def _denoiser_file(name: str) -> Path:
+def _denoiser_file(name: str, *, cached_only: bool) -> Path:
     """Find weights that replace those of a checkpoint. Raises: WeightsMissing."""
     path = Path(name).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".safetensors"):
@@ -159,4 +161,4 @@ def _denoiser_file(name: str) -> Path:
             "with a commit, tag or branch: OWNER/NAME@REVISION:FILE.safetensors",
             fix="set backbone.denoiser_weights to a safetensors file",
         )
-    return fetch_file(repo, file, revision or None)
+    return fetch_file(repo, file, revision or None, cached_only=cached_only)

@@ -144,8 +144,10 @@ class ReadPlan:
         return found if lora is None else {**found, "lora": lora.digest}
 
 
-def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
+def make_plan(backbone: BackboneConfig, features: FeaturesConfig, *, cached_only: bool = False) -> ReadPlan:
     """Check settings against the configs of a checkpoint, and resolve taps, timesteps and conditions.
+
+    With `cached_only` a checkpoint of the hub is taken from its cache alone, and nothing is downloaded.
 
     Raises: UnknownTap, BadTimestep, WeightsMissing, WeightsMismatch, ConfigError.
     """
@@ -164,6 +166,7 @@ def make_plan(backbone: BackboneConfig, features: FeaturesConfig) -> ReadPlan:
         denoiser_weights=backbone.denoiser_weights,
         lora=backbone.lora,
         single_file_config=backbone.single_file_config,
+        cached_only=cached_only,
     )
     with module_limit(backbone.max_modules):
         family, spec = describe(checkpoint, features.resolution)

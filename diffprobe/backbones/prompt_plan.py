@@ -6,6 +6,7 @@ branch); those of the generated latent that is noised again have `empty`, as an 
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -155,8 +156,8 @@ class PromptPlan:
         }
 
 
-def plan_prompts(config: PromptExtraction) -> PromptPlan:
-    """Check settings against the configs of a checkpoint.
+def plan_prompts(config: PromptExtraction, *, cached_only: bool = False) -> PromptPlan:
+    """Check settings against the configs of a checkpoint; with `cached_only` nothing is downloaded.
 
     Raises: UnknownTap, BadTimestep, WeightsMissing, WeightsMismatch; ConfigError for a model that takes no prompts, a
         flow model, and settings without effect.
@@ -166,9 +167,10 @@ def plan_prompts(config: PromptExtraction) -> PromptPlan:
         taps=asked.taps, timesteps=asked.timesteps or asked.reread, pool=asked.pool, seed=sampling.seed,
         resolution=asked.resolution,
     )  # fmt: skip
-    _require_prompts(make_plan(config.backbone, replace(common, timesteps=(0,))))
-    read = make_plan(config.backbone, replace(common, condition="caption") if asked.timesteps else common)
-    reread = make_plan(config.backbone, replace(common, timesteps=asked.reread)) if asked.reread else None
+    plan = partial(make_plan, config.backbone, cached_only=cached_only)
+    _require_prompts(plan(replace(common, timesteps=(0,))))
+    read = plan(replace(common, condition="caption") if asked.timesteps else common)
+    reread = plan(replace(common, timesteps=asked.reread)) if asked.reread else None
     scheduler = scheduler_config(read.checkpoint)
     sampler = make_sampler(
         sampling.sampler, scheduler, sampling.steps, where=read.checkpoint.name, device=torch.device("cpu")

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from diffprobe.cli.arguments import add_settings, part_of
+from diffprobe.cli.arguments import add_check, add_settings, part_of
 
 GROUP = "features"
 HELP = "write features of images or prompts to a store; can be continued"
@@ -20,17 +20,21 @@ _PROCESS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the verb takes."""
     add_settings(parser)
+    add_check(parser)
     parser.add_argument("--process", metavar="I/N", type=part_of, help=_PROCESS)
     parser.add_argument("--quiet", action="store_true", help="no progress bar; print the folder only")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Extract, then print the folder of each store and whether it is complete. Progress goes to stderr."""
+    """Extract, then print the folder of each store and whether it is complete. Progress goes to stderr.
+
+    With `--check`, print what would be written and run.
+    """
     from diffprobe.config.compose import compose, require_kind, validate
     from diffprobe.config.kinds import PROBE, kinds_of
     from diffprobe.core.memory import keep_freed_memory
     from diffprobe.features.process_partition import Share, share_of
-    from diffprobe.runs.extract import extract_run
+    from diffprobe.runs.extract import check_run, extract_run
     from diffprobe.runs.ladder import each_rung, is_ladder, rung_name
     from diffprobe.runs.rungs import those_that_apply
     from diffprobe.runs.seeds import each_seed
@@ -46,6 +50,13 @@ def run(args: argparse.Namespace) -> int:
         announce(f"process {share} ({share.note})")
     if is_ladder(composed):
         configs = those_that_apply(configs, lambda line: print(line, file=sys.stderr))
+
+    if args.check:
+        print("the configuration is valid")
+        for config in configs:
+            heading = [f"{rung_name(config.control)}:"] if is_ladder(composed) else []
+            print("\n".join([*heading, *check_run(config, process=(share.index, share.count))]))
+        return 0
 
     from diffprobe.features.reader import FeatureStore
 

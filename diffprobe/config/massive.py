@@ -1,4 +1,4 @@
-"""`features.massive`: what is done with the massive channels of the features, which are found on training images."""
+"""`features.massive`: what is done with massive channels, which are found on training images or taken from a store."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -19,11 +19,21 @@ class MassiveConfig:
     images: int = 64
     """Number of images of the training split, the first ones in shard order, on which the channels are found."""
 
+    channels_of: str | None = None
+    """Folder of a feature store whose channels and limits are treated; None finds them. For a data set on which probes
+    are read that were trained on that store."""
+
     def __post_init__(self) -> None:
         at_least(1, images=self.images)
         if not self.ratio > 1:
             raise ConfigError(f"ratio={self.ratio:g} is out of range: more than 1.")
         idle = [name for name in ("ratio", "images") if getattr(self, name) != getattr(MassiveConfig, name)]
+        if idle and self.channels_of is not None:
+            raise ConfigError(
+                f"{', '.join(idle)} of massive channels without effect: they are those of channels_of.",
+                fix="remove it, or channels_of",
+            )
+        idle += ["channels_of"] if self.channels_of is not None else []
         if idle and not self.active:
             raise ConfigError(
                 f"{', '.join(idle)} of massive channels without effect: treatment=keep looks for none.",
@@ -32,5 +42,10 @@ class MassiveConfig:
 
     @property
     def active(self) -> bool:
-        """Whether massive channels are looked for and changed."""
+        """Whether massive channels are changed."""
         return self.treatment != "keep"
+
+    @property
+    def finds(self) -> bool:
+        """Whether massive channels are looked for on training images."""
+        return self.active and self.channels_of is None

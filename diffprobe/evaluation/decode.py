@@ -37,6 +37,7 @@ from diffprobe.features.reader import FeatureStore
 from diffprobe.probes.direction import Direction, random_directions
 from diffprobe.probes.serialization import SETTINGS
 from diffprobe.report.table import csv_value
+from diffprobe.runs.massive_notes import require_same_channels
 from diffprobe.runs.provenance import backbone_digest
 
 if TYPE_CHECKING:
@@ -222,7 +223,8 @@ def require_match(direction: Direction, store: FeatureStore, run: RunResult | No
     """Check that a store has the space of a direction, and samples that it was not estimated on.
 
     Returns: what could not be compared.
-    Raises: StoreMismatch for a store of another backbone or without the cell; UnknownName for a split; SplitLeak.
+    Raises: StoreMismatch for a store of another backbone, without the cell, or with other massive channels treated;
+        UnknownName for a split; SplitLeak.
     """
     manifest = store.manifest
     if direction.cell not in manifest.cells:
@@ -247,6 +249,7 @@ def require_match(direction: Direction, store: FeatureStore, run: RunResult | No
             f"digest of the run: {ours or 'not recorded'}, of the store: {theirs}",
             fix="a store of the backbone that the direction was estimated on",
         )
+    require_same_channels(run, manifest, direction.cell, store.path)
     trained = run.config.get("data", {}).get("train_split")
     if trained == split and run.artifacts.get(SHARDS) == manifest.data.get("shard_set"):
         raise SplitLeak(

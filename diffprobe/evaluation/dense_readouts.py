@@ -5,7 +5,7 @@ becomes of the counts in `dense_scores.py`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from diffprobe.config.parse import record_tree
 from diffprobe.core.digest import digest_json
-from diffprobe.core.result import BACKBONE, RESULT_FILE, SHARDS, StartTime, make_result, write_result
+from diffprobe.core.result import BACKBONE, RESULT_FILE, SHARDS, MetricRecord, StartTime, make_result, write_result
 from diffprobe.evaluation.dense_maps import (
     BY_PLACE,
     COLOURS,
     LATENTS,
     OWN,
+    RANDOM,
     SHUFFLED,
     DenseImages,
     Maps,
@@ -33,11 +34,13 @@ from diffprobe.evaluation.dense_maps import (
 from diffprobe.evaluation.dense_scores import Candidate, Counts, DenseTask, Predict, best_candidate, dense_score_records
 from diffprobe.evaluation.dense_settings import DenseEvaluation
 from diffprobe.evaluation.labelled_sets import exchanged_truth, labelled_images
+from diffprobe.runs.massive_notes import DETAIL, with_channels
 from diffprobe.runs.provenance import backbone_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from diffprobe.features.request import Request
     from diffprobe.shards.class_maps import DenseSample
 
 FIXED = 0.0
@@ -100,15 +103,33 @@ def evaluate_dense(config: DenseEvaluation, task: DenseTask) -> Path:
             config, task, maps_of(OWN, request), labelled, images, rung=SHUFFLED, only=cells
         )  # fmt: skip
     groups = {name: images[name].groups for name in ("val", "test")}
+    records = _with_massive(dense_score_records(config, task, counts, groups), rungs)
     run_dir = Path(config.output) / (config.experiment or task.kind) / digest
     run_dir.mkdir(parents=True, exist_ok=True)
     result = make_result(
         run=run_dir.name, experiment=config.experiment, kind=task.kind, config=tree,
         seeds={"noise": request.plan.seed, "labels": config.seed, "bootstrap": config.seed},
-        metrics=dense_score_records(config, task, counts, groups), started_at=started_at, artifacts=inputs,
+        metrics=records, started_at=started_at, artifacts=inputs,
     )  # fmt: skip
     write_result(result, run_dir / RESULT_FILE)
     return run_dir / RESULT_FILE
+
+
+def _with_massive(records: list[MetricRecord], rungs: "Mapping[str, Request | None]") -> list[MetricRecord]:
+    """Return records that list the treated channels of their cell, and those of the random denoiser's chosen cell."""
+    own, random = rungs[OWN], rungs.get(RANDOM)
+    listed = with_channels(records, {} if own is None or own.massive is None else own.massive[0])
+    if random is None or random.massive is None:
+        return listed
+    of_random = {cell: one.to_json() for cell, one in random.massive[0].items()}
+
+    def with_control(record: MetricRecord) -> MetricRecord:
+        cell = record.detail.get("control_cells", {}).get(RANDOM)
+        if cell is None:
+            return record
+        return replace(record, detail={**record.detail, f"control_{DETAIL}": {RANDOM: {cell: of_random[cell]}}})
+
+    return list(map(with_control, listed))
 
 
 def _draw(config: DenseEvaluation, train: DenseImages) -> _Labelled:

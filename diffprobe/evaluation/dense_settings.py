@@ -89,6 +89,8 @@ class DenseEvaluation:
             lines.append(f"of the random denoiser: {each * images:,} more")
         if "shuffled_truth" in self.read_beside:
             lines.append(f"of the cells again, for shuffled_truth: {each * images:,} more")
+        if features.massive.finds:
+            lines.append(f"to find massive channels, in each network: {each * features.massive.images:,} more at least")
         fits = len(self.labels) * self.label_draws * len(self.penalties)
         lines.append(f"readouts of each cell: {fits}")
         return lines

@@ -17,7 +17,10 @@ from diffprobe.evaluation.load_sae_run import TrainedRun, open_runs
 from diffprobe.evaluation.page_features import PageFeatures, open_features, with_data_path
 from diffprobe.evaluation.probe_runs import ProbeRun
 from diffprobe.features.batch import FeatureTable
+from diffprobe.features.manifest import Manifest
+from diffprobe.features.writer import MANIFEST
 from diffprobe.probes.sae.base import KSAE
+from diffprobe.runs.massive_notes import channels_key, require_same_channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +52,9 @@ class ExploredRun:
 
     @property
     def reads_same_features(self) -> tuple[object, ...]:
-        """What two autoencoders have in common whose decoder rows can be compared: cells and backbone."""
-        return (self.cells, self.sae.d_in, self.trained.result.artifacts.get(BACKBONE))
+        """What autoencoders have in common whose decoder rows can be compared: cells, backbone, treated channels."""
+        result = self.trained.result
+        return (self.cells, self.sae.d_in, result.artifacts.get(BACKBONE), channels_key(result))
 
 
 def open_explored(
@@ -94,11 +98,11 @@ def open_explored(
             f"the autoencoder reads {sae.d_in} values of {', '.join(cells)}; at hand: "
             + ", ".join(f"{cell} ({width})" for cell, width in source.widths.items()),
         )
-    found = [_other_seed(one, name, cells, sae.d_in) for one in others]
+    found = [_other_seed(one, name, cells, sae.d_in, chosen) for one in others]
     for run in seeds:
         for trained in open_runs(run):
             if trained.folder.resolve() != chosen.folder.resolve():
-                found.append(_other_seed(trained, config.sae, cells, sae.d_in))
+                found.append(_other_seed(trained, config.sae, cells, sae.d_in, chosen))
     return ExploredRun(
         trained=chosen, sae=sae, cells=cells, split=config.split or chosen.config.data.test_split, features=source,
         seeds=_named(found), temporary_store=store,
@@ -131,13 +135,17 @@ def open_live(run: ProbeRun, folder: str) -> PageFeatures:
         run: the run.
         folder: where stores are; what is there already is read.
 
-    Raises: the errors of extraction; SchemaError for other shards or another backbone than those of the run.
+    Raises: the errors of extraction; SchemaError for other shards or another backbone than those of the run;
+        StoreMismatch where massive channels were found that are not those of the run.
     """
     from diffprobe.runs.extract import extract_run
 
     features = replace(run.config.features, source="stored", store=folder, views=ViewsConfig(), latent_cache=None)
     stored = replace(run, config=replace(run.config, features=features))
-    extract_run(stored.config, progress=False)
+    path = extract_run(stored.config, progress=False)
+    manifest = Manifest.read(path / MANIFEST)
+    for cell in sorted({record.cell for record in run.result.metrics if record.cell}):
+        require_same_channels(run.result, manifest, cell, path)
     return open_features(stored)
 
 
@@ -185,7 +193,9 @@ def _without_seed(tree: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _other_seed(trained: TrainedRun, name: str | None, cells: Sequence[str], d_in: int) -> tuple[TrainedRun, KSAE]:
+def _other_seed(
+    trained: TrainedRun, name: str | None, cells: Sequence[str], d_in: int, of: TrainedRun
+) -> tuple[TrainedRun, KSAE]:
     saes = trained.saes()
     _, folder = _autoencoder(trained, name if name in saes else None)
     theirs = tuple(cell.name for cell in trained.cells(folder))
@@ -195,6 +205,12 @@ def _other_seed(trained: TrainedRun, name: str | None, cells: Sequence[str], d_i
             f"'{trained.folder}' is not another seed of the run: it reads other features.",
             f"cells: {', '.join(theirs)}; those of the run: {', '.join(cells)}",
             fix="diffprobe explore RUN OTHER compares runs of different cells",
+        )
+    if channels_key(trained.result) != channels_key(of.result):
+        raise ConfigError(
+            f"'{trained.folder}' is not another seed of the run: other massive channels of its features are treated.",
+            f"its channels: {channels_key(trained.result)}; those of the run: {channels_key(of.result)}",
+            fix="diffprobe explore RUN OTHER compares runs of different features",
         )
     return trained, sae
 

@@ -21,6 +21,7 @@ from diffprobe.core.result import INPUT, RESULT_FILE, MetricRecord, StartTime, m
 from diffprobe.evaluation.certificates.method import call, load_callable
 from diffprobe.evaluation.labels import LabelledSplit, Reading, rank_latents
 from diffprobe.evaluation.load_sae_run import TrainedRun, open_runs
+from diffprobe.runs.massive_notes import with_channels_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -147,8 +148,8 @@ def _evaluate(
     artifacts = {INPUT + name.removeprefix(INPUT): sha for name, sha in trained.result.artifacts.items()}
     result = make_result(
         run=run_dir.name, experiment=trained.result.experiment or config.experiment, kind=KIND, config=tree,
-        seeds={**trained.result.seeds, "bootstrap": config.seed}, metrics=metrics, started_at=started_at,
-        artifacts=artifacts,
+        seeds={**trained.result.seeds, "bootstrap": config.seed}, metrics=with_channels_of(metrics, trained.result),
+        started_at=started_at, artifacts=artifacts,
     )  # fmt: skip
     write_result(result, run_dir / RESULT_FILE)
     return run_dir / RESULT_FILE

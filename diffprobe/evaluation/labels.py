@@ -25,6 +25,7 @@ from diffprobe.core.groups import SINGLE_SAMPLES, Groups
 from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import INPUT, RESULT_FILE, MetricRecord, RunResult, StartTime, make_result, write_result
 from diffprobe.evaluation.load_sae_run import TrainedRun, open_runs
+from diffprobe.runs.massive_notes import with_channels_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,7 +120,7 @@ def _evaluate(config: LabelsEvaluation, trained: TrainedRun) -> Path:
     settings = {key: value for key, value in asdict(config).items() if key not in _NOT_RECORDED}
     tree = {**trained.result.config, SETTINGS: settings, "run": trained.result.run}
     run_dir = Path(config.output) / config.experiment / digest_json({**tree, "weights": trained.result.artifacts})[:12]
-    metrics = _measure(config, trained)
+    metrics = with_channels_of(_measure(config, trained), trained.result)
     artifacts = {INPUT + name.removeprefix(INPUT): sha for name, sha in trained.result.artifacts.items()}
     result = make_result(
         run=run_dir.name, experiment=trained.result.experiment or config.experiment, kind=KIND, config=tree,

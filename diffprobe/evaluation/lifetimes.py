@@ -18,6 +18,7 @@ from diffprobe.core.errors import ConfigError, EmptyClass
 from diffprobe.core.progress import ProgressDisplay
 from diffprobe.core.result import INPUT, RESULT_FILE, MetricRecord, StartTime, make_result, write_result
 from diffprobe.evaluation.load_sae_run import TrainedRun, open_runs
+from diffprobe.runs.massive_notes import with_channels_of
 
 if TYPE_CHECKING:
     from diffprobe.analysis.lifetimes import Lifetimes
@@ -128,7 +129,7 @@ def _evaluate(config: LifetimesEvaluation, trained: TrainedRun, name: str, folde
     _write_files(run_dir, found, f"{trained.config.probe.name}, {cells[0].partition('@')[0]}, split {split}")
     result = make_result(
         run=run_dir.name, experiment=trained.result.experiment or config.experiment, kind=KIND, config=tree,
-        seeds=trained.result.seeds, metrics=records, started_at=started_at,
+        seeds=trained.result.seeds, metrics=with_channels_of(records, trained.result), started_at=started_at,
         artifacts={INPUT + key.removeprefix(INPUT): sha for key, sha in trained.result.artifacts.items()},
     )  # fmt: skip
     write_result(result, run_dir / RESULT_FILE)

@@ -35,6 +35,7 @@ from diffprobe.core.result import (
 from diffprobe.evaluation.decode import open_text_encoder
 from diffprobe.evaluation.direction_on_images import BASELINES, CaptionScores, ImageSettings, score_on_images
 from diffprobe.features.cell_selection import choose_cells
+from diffprobe.features.massive_channels import refuse_treated
 from diffprobe.features.prompt_latents import PromptLatents, load_prompt_latents
 from diffprobe.features.reader import FeatureStore
 from diffprobe.probes.direction.base import Direction
@@ -217,10 +218,15 @@ def make_directions(
 
 
 def _require_backbone(images: Sequence[FeatureStore], backbone: Mapping[str, Any], cells: Sequence[str]) -> None:
-    """Refuse features of images by another backbone in a cell that is read. Raises: StoreMismatch."""
+    """Refuse features of images by another backbone, or with treated channels, in a cell that is read.
+
+    Raises: StoreMismatch, ConfigError.
+    """
     own = backbone_digest(backbone)
     for store in images:
         shared = [cell for cell in cells if cell in store.cells and cell not in BASELINES]
+        if shared:
+            refuse_treated(store.manifest.data, "an extraction from prompts")
         if shared and backbone_digest(store.manifest.backbone) != own:
             raise StoreMismatch(
                 f"the images in '{store.path}' were read by another backbone than the prompts, in '{shared[0]}'.",

@@ -29,6 +29,7 @@ from diffprobe.features.row_layout import by_place
 from diffprobe.probes.direction import Direction, random_directions
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.serialization import SETTINGS, TENSORS
+from diffprobe.runs.massive_notes import refuse_treated_run
 from diffprobe.runs.provenance import backbone_digest
 from diffprobe.scoring.edits.base import Edit
 from diffprobe.scoring.edits.detect_and_replace import AboveThreshold, DetectAndReplace, Detector, LatentActive
@@ -89,10 +90,12 @@ def open_direction(
         mode: `add` the direction, `ablate` what varies along it, or `replace` the features on the wrong side of its
             midpoint.
 
-    Raises: as `require_match`; EmptyClass for samples that do not vary, or are all on one side.
+    Raises: as `require_match`; ConfigError for a run on treated channels; EmptyClass for samples that do not vary, or
+        are all on one side.
     """
-    direction = Direction.load(folder)
-    notes, cell = require_match(direction, store, run_of(folder), split), Cell.parse(direction.cell)
+    direction, run = Direction.load(folder), run_of(folder)
+    refuse_treated_run(run, "steering")
+    notes, cell = require_match(direction, store, run, split), Cell.parse(direction.cell)
     cloud = read_cloud(store, split, cell, neighbours)
     own, spread = _unit(direction.vector), cloud.spread(_unit(direction.vector))
     units = [own, *map(_unit, random_directions(len(direction.vector), n_random, seed=seed).T)]
@@ -220,6 +223,7 @@ def _one(run: Path | str) -> tuple[TrainedRun, Path, Cell]:
     if len(found) != 1:
         raise ConfigError(f"'{run}' has {len(found)} autoencoders; one is steered.", fix="the folder of one member")
     ((trained, folder),) = found
+    refuse_treated_run(trained.result, "steering")
     cells = trained.cells(folder)
     if len(cells) != 1:
         raise ConfigError(

@@ -60,6 +60,7 @@ from diffprobe.features.row_layout import by_place
 from diffprobe.generative.scene_reader import SceneReader, load_reader
 from diffprobe.probes.sae.base import KSAE
 from diffprobe.probes.serialization import TENSORS
+from diffprobe.runs.massive_notes import refuse_treated_run
 from diffprobe.runs.provenance import checkpoint_digest
 from diffprobe.scoring.edits.base import Edit
 from diffprobe.scoring.edits.text import EditedText
@@ -87,9 +88,10 @@ def evaluate_steering(config: SteeringEvaluation) -> Path:
     <output>/stores/steered, so that a call that was interrupted continues after them.
 
     Raises: ConfigError for a run with another number of autoencoders than one or one trained in several cells, for two
-        runs of one cell, a factor that no caption states by itself, a cell whose tap cannot be replaced, or a window
-        without a step; StoreMismatch for an autoencoder of another model; UnknownName for a value that the world
-        lacks; EmptyClass for a value without training samples; errors of `open_features` and `load_reader`.
+        runs of one cell, a run on features with treated massive channels, a factor that no caption states by itself, a
+        cell whose tap cannot be replaced, or a window without a step; StoreMismatch for an autoencoder of another
+        model; UnknownName for a value that the world lacks; EmptyClass for a value without training samples; errors of
+        `open_features` and `load_reader`.
     """
     started_at, config = StartTime.now(), config.narrowed
     spec = load_world(Path(config.spec) if config.spec else SHIPPED)
@@ -145,6 +147,7 @@ def _open(config: SteeringEvaluation, spec: WorldSpec, run: str) -> _Opened:
             fix="the folder of one member of the grid",
         )
     (trained, folder) = folders[0]
+    refuse_treated_run(trained.result, "steering")
     cells = trained.cells(folder)
     if len(cells) != 1:
         raise ConfigError(

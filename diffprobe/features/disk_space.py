@@ -61,11 +61,13 @@ def sample_bytes(plan: ReadPlan) -> int:
 def check_space(needs: Sequence[Need]) -> int:
     """Compare the needed with the free space of each disk, and return the free bytes of the first folder.
 
+    The folders need not exist; the disk is that of the nearest one above.
+
     Raises: RunFailed with sizes, free space and folder.
     """
     by_disk: dict[int, list[Need]] = {}
     for need in needs:
-        by_disk.setdefault(os.stat(need.folder).st_dev, []).append(need)
+        by_disk.setdefault(os.stat(_above(need.folder)).st_dev, []).append(need)
     for group in by_disk.values():
         total, free = sum(need.n_bytes for need in group), _free(group[0].folder)
         if total > free:
@@ -78,4 +80,8 @@ def check_space(needs: Sequence[Need]) -> int:
 
 
 def _free(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
+    return shutil.disk_usage(_above(folder)).free
+
+
+def _above(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())

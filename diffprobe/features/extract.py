@@ -60,9 +60,7 @@ def extract(
     Raises: ConfigError for a bad `process`, RunFailed if the disk is too small, or for a job that restarts without
         progress, and what shards and backbone raise.
     """
-    index, count = process
-    if not 0 <= index < count:
-        raise ConfigError(f"process {index}/{count} does not exist.", f"allowed: 0/{count} to {count - 1}/{count}")
+    index, count = require_process(process)
     whole = Request(backbone, data, features, splits)
     parts = [_Part(request) for request in [whole, *whole.of_views()]]
     unserved = [part for part in parts if not part.serve()]
@@ -100,6 +98,14 @@ def extract(
     for part in unserved:
         part.writer.finish()
     return parts[0].path
+
+
+def require_process(process: tuple[int, int]) -> tuple[int, int]:
+    """Return number and count of a process. Raises: ConfigError for one that does not exist."""
+    index, count = process
+    if not 0 <= index < count:
+        raise ConfigError(f"process {index}/{count} does not exist.", f"allowed: 0/{count} to {count - 1}/{count}")
+    return process
 
 
 class _Part:
@@ -175,7 +181,7 @@ def _settle_massive(whole: Request, parts: Sequence[_Part], announce: Announce, 
         recorded = Manifest.read(begun[0]).recorded
         found = from_recorded(recorded, whole.plan.widths)
         whole.massive = (found, list(map(str, recorded[MASSIVE]["keys"])))
-    else:
+    elif whole.massive is None:
         n, split = whole.features.massive.images, whole.data.train_split
         announce(f"loading the backbone, to find massive channels on {n} images of '{split}'")
         whole.load_extractor(images=True, kernels=kernels)

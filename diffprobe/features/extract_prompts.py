@@ -13,10 +13,11 @@ import torch
 from diffprobe.backbones.prompt_features import PromptFeatures
 from diffprobe.config.prompt_schema import PromptExtraction
 from diffprobe.core.byte_size import folder_bytes, size
-from diffprobe.core.errors import ConfigError, StoreIncomplete, StoreMismatch
+from diffprobe.core.errors import StoreIncomplete, StoreMismatch
 from diffprobe.core.progress import Announce, Bar, MakeBar, ProgressDisplay
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.features.disk_space import Need, check_space
+from diffprobe.features.extract import require_process
 from diffprobe.features.manifest import ShardEntry
 from diffprobe.features.prompt_request import PromptRequest, sample_key
 from diffprobe.features.reader import FeatureStore
@@ -43,9 +44,7 @@ def extract_prompts(
     Raises: ConfigError for a bad `process`, a bad file of prompts, prompts that are cut, and a backbone that takes
         none; RunFailed if the disk is too small; and what the backbone raises.
     """
-    index, count = process
-    if not 0 <= index < count:
-        raise ConfigError(f"process {index}/{count} does not exist.", f"allowed: 0/{count} to {count - 1}/{count}")
+    require_process(process)
     request = PromptRequest(config)
     prompts, plan = request.prompts, request.plan
     try:
@@ -56,7 +55,7 @@ def extract_prompts(
         remove_leftovers(served)
         announce(f"the store is complete: {served}")
         return served
-    announce(f"{len(prompts):,} prompts x {config.sampling.seeds} seeds, {_sampling_line(request)}")
+    announce(f"{len(prompts):,} prompts x {config.sampling.seeds} seeds, {sampling_line(request)}")
     writer = StoreWriter(Path(config.features.store), request.manifest)
     pending = writer.pending(process)
     if pending:
@@ -73,7 +72,8 @@ def extract_prompts(
     return writer.path
 
 
-def _sampling_line(request: PromptRequest) -> str:
+def sampling_line(request: PromptRequest) -> str:
+    """Describe how prompts are sampled, with the denoiser passes of a sample."""
     sampling, plan = request.config.sampling, request.plan
     guidance = "distilled guidance" if plan.is_distilled else "guidance"
     return (

@@ -4,7 +4,9 @@ The images are the first ones of the training split in shard order. They go thro
 their own, in one process without workers, so that what is found does not depend on how features are extracted or read.
 """
 
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,10 @@ from torch import Tensor
 
 from diffprobe.backbones.massive import MassiveChannels, find_massive
 from diffprobe.config.massive import MassiveConfig
-from diffprobe.core.errors import ConfigError, SchemaError
+from diffprobe.core.digest import canonical_json, digest_json
+from diffprobe.core.errors import ConfigError, SchemaError, StoreIncomplete, StoreMismatch
+from diffprobe.features.manifest import Manifest
+from diffprobe.features.writer import MANIFEST
 
 BATCH = 16
 """Images per batch when channels are found."""
@@ -22,6 +27,11 @@ KEY = "massive"
 """Key of the rule in `data` of a manifest, and of what it found in `recorded`."""
 NOTED_CHANNELS = 8
 """Channels of a cell that a line of text names at most."""
+_PER_CELL = ("taps", "timesteps")
+"""Keys of a fingerprint that the cells have in their names."""
+
+Massive = tuple[dict[str, MassiveChannels], list[str]]
+"""Cell name -> its massive channels; and the keys of the images that they were found on."""
 
 
 def rule_content(massive: MassiveConfig, split: str, holdout: Mapping[str, object] | None) -> dict[str, Any]:
@@ -37,6 +47,60 @@ def rule_content(massive: MassiveConfig, split: str, holdout: Mapping[str, objec
         "split": split,
     }  # fmt: skip
     return content if holdout is None else {**content, "holdout": dict(holdout)}
+
+
+def taken_content(treatment: str, folder: str) -> dict[str, Any]:
+    """Return what fixes massive channels that another store lists, as part of a store's identity.
+
+    Raises: as `read_channels`.
+    """
+    return {"rules": RULES, "treatment": treatment, "channels": digest_json(_listing(folder).recorded[KEY]["taps"])}
+
+
+def read_channels(folder: str, cells: Iterable[str], fingerprint: Mapping[str, Any]) -> Massive:
+    """Read the massive channels of some cells from another store of the same backbone.
+
+    Args:
+        folder: of the store.
+        cells: names of the cells.
+        fingerprint: of the backbone that reads them, see `ReadPlan.fingerprint`.
+
+    Raises: StoreIncomplete without a store; StoreMismatch for one without treated channels, without a cell, or of
+        another backbone; SchemaError for a damaged manifest.
+    """
+    manifest, asked = _listing(folder), list(cells)
+    absent = [cell for cell in asked if cell not in manifest.cells]
+    if absent:
+        raise StoreMismatch(
+            f"features.massive.channels_of={folder} has no channels of '{absent[0]}'.",
+            f"its cells: {', '.join(manifest.cells)}",
+        )
+    here = json.loads(canonical_json({name: fingerprint[name] for name in fingerprint if name not in _PER_CELL}))
+    other = [name for name, value in here.items() if manifest.backbone.get(name) != value]
+    if other:
+        raise StoreMismatch(
+            f"features.massive.channels_of={folder} is of another backbone, or was read with other settings.",
+            f"what differs: {', '.join(other)}",
+            fix="a store of this backbone with the same settings of features",
+        )
+    return from_recorded(manifest.recorded, asked), [str(key) for key in manifest.recorded[KEY]["keys"]]
+
+
+def _listing(folder: str) -> Manifest:
+    """Return the manifest of a store that lists its massive channels."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise StoreIncomplete(f"features.massive.channels_of={folder} is not a feature store: it has no {MANIFEST}.")
+    manifest = Manifest.read(path)
+    if KEY not in manifest.data:
+        raise StoreMismatch(
+            f"features.massive.channels_of={folder}: no massive channels are treated there.",
+            fix="a store that was extracted with features.massive",
+        )
+    from_recorded(manifest.recorded, manifest.cells)
+    if not isinstance(manifest.recorded[KEY].get("keys"), list):
+        raise SchemaError(f"'{path}' does not list the images of its massive channels.", fix="extract the store again")
+    return manifest
 
 
 def require_images(massive: MassiveConfig, split: str, n: int, limit: int | None) -> None:

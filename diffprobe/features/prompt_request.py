@@ -23,10 +23,11 @@ class PromptRequest:
 
     Args:
         config: the extraction.
+        cached_only: whether a checkpoint of the hub is taken from its cache alone.
     """
 
-    def __init__(self, config: PromptExtraction) -> None:
-        self.config = config
+    def __init__(self, config: PromptExtraction, *, cached_only: bool = False) -> None:
+        self.config, self._cached_only = config, cached_only
 
     @cached_property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -36,7 +37,7 @@ class PromptRequest:
     @cached_property
     def plan(self) -> PromptPlan:
         """What is read while what is sampled; made without weights."""
-        return plan_prompts(self.config)
+        return plan_prompts(self.config, cached_only=self._cached_only)
 
     @cached_property
     def values(self) -> dict[str, list[str]]:

@@ -19,7 +19,6 @@ from torch import Tensor
 from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.cpu_kernels import KernelChoice
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.massive import MassiveChannels
 from diffprobe.backbones.noise import NoiseSchedule
 from diffprobe.backbones.plan import ReadPlan, make_plan
 from diffprobe.config.compose import setting_text
@@ -28,7 +27,16 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.features.batch import FeatureBatch
 from diffprobe.features.column_table import ColumnTable, check_names, read_columns
 from diffprobe.features.manifest import Manifest, ShardEntry
-from diffprobe.features.massive_channels import BATCH, channels_of, require_images, rule_content, to_recorded
+from diffprobe.features.massive_channels import (
+    BATCH,
+    Massive,
+    channels_of,
+    read_channels,
+    require_images,
+    rule_content,
+    taken_content,
+    to_recorded,
+)
 from diffprobe.features.massive_channels import KEY as MASSIVE
 from diffprobe.features.missing_values import check_table, check_values, needed_columns
 from diffprobe.shards.annotation import Fields
@@ -51,15 +59,13 @@ _BLOCKS = ("views", "massive")
 """Keys of `features` that have keys of their own."""
 _VERSIONS = ("diffusers", "torch", "transformers", "webdataset", "Pillow")
 
-Massive = tuple[dict[str, MassiveChannels], list[str]]
-"""Cell name -> its massive channels; and the keys of the images that they were found on."""
-
 
 class Request:
     """A request for features; shards and backbone are opened on first use.
 
     Args:
         splits: splits to read; those of `data` if None.
+        cached_only: whether a checkpoint of the hub is taken from its cache alone; nothing is downloaded then.
 
     Attributes:
         splits: the splits of the shards that are read; a validation split by `data.val_fraction` is part of the
@@ -76,7 +82,10 @@ class Request:
         data: DataConfig,
         features: FeaturesConfig,
         splits: Sequence[str] | None = None,
+        *,
+        cached_only: bool = False,
     ) -> None:
+        self._cached_only = cached_only
         self.backbone, self.data, self.features = backbone, data, features
         named = (data.train_split, data.val_split, data.test_split) if splits is None else splits
         self.splits = tuple(dict.fromkeys(map(data.source_of, named)))
@@ -103,7 +112,7 @@ class Request:
     @cached_property
     def plan(self) -> ReadPlan:
         """The plan of the backbone's forward pass; made without weights."""
-        return make_plan(self.backbone, self.features)
+        return make_plan(self.backbone, self.features, cached_only=self._cached_only)
 
     @cached_property
     def columns(self) -> ColumnTable | None:
@@ -160,7 +169,13 @@ class Request:
 
     @property
     def massive(self) -> Massive | None:
-        """The massive channels of the cells, with the keys of the images; None before they are found or given."""
+        """The massive channels of the cells, with the keys of the images; None before they are found or given.
+
+        Raises: the errors of `read_channels` for `features.massive.channels_of`.
+        """
+        source = self.features.massive.channels_of
+        if self._massive is None and source is not None:
+            self._massive = read_channels(source, self.plan.widths, self.plan.fingerprint)
         return self._massive
 
     @massive.setter
@@ -172,15 +187,15 @@ class Request:
     def _loaded(self, *, images: bool = True, kernels: KernelChoice | None = None) -> DiffusionFeatures:
         """Load the backbone, and find the massive channels if they are treated and not known yet."""
         massive, data = self.features.massive, self.data
-        unknown = massive.active and self._massive is None
+        unknown = massive.active and self.massive is None
         if unknown:
             shards = self.view.shards_of(data.train_split)
             require_images(massive, data.train_split, sum(shard.n_samples for shard in shards), data.limit)
         extractor = DiffusionFeatures.from_plan(self.plan, images=images or unknown, kernels=kernels)
         if unknown:
             self.massive = self._find_massive(extractor)
-        if self._massive is not None:
-            extractor.treat(self._massive[0])
+        if self.massive is not None:
+            extractor.treat(self.massive[0])
         return extractor
 
     def _find_massive(self, extractor: DiffusionFeatures) -> Massive:
@@ -244,7 +259,7 @@ class Request:
                 "classes": list(shard_set.classes),
                 "attributes": {name: list(values) for name, values in shard_set.attributes.items()},
                 "versions": {name: metadata.version(name) for name in (*_VERSIONS, *self._quantizer)},
-                **({} if self._massive is None else {MASSIVE: to_recorded(*self._massive)}),
+                **({} if self.massive is None else {MASSIVE: to_recorded(*self.massive)}),
             },
         )
 
@@ -269,11 +284,14 @@ class Request:
 
     @property
     def _massive_content(self) -> dict[str, object]:
-        """The rule that finds massive channels, as part of a manifest; {} where they are kept."""
-        if not self.features.massive.active:
+        """The rule that finds massive channels, or those taken over, as part of a manifest; {} where they are kept."""
+        massive = self.features.massive
+        if not massive.active:
             return {}
+        if massive.channels_of is not None:
+            return {MASSIVE: taken_content(massive.treatment, massive.channels_of)}
         holdout = None if self.holdout is None else asdict(self.holdout)
-        return {MASSIVE: rule_content(self.features.massive, self.data.train_split, holdout)}
+        return {MASSIVE: rule_content(massive, self.data.train_split, holdout)}
 
     @property
     def _joined(self) -> tuple[str, ...]:
@@ -317,8 +335,8 @@ class Request:
             snr=(),
         )
         request = Request(self.backbone, self.data, features, self.splits)
-        if self._massive is not None:
-            request.massive = ({cell: self._massive[0][cell] for cell in request.plan.widths}, self._massive[1])
+        if self.massive is not None:
+            request.massive = ({cell: self.massive[0][cell] for cell in request.plan.widths}, self.massive[1])
         return request
 
     @property

@@ -44,14 +44,33 @@ def extract_run(
         from diffprobe.features.extract_prompts import extract_prompts
 
         return extract_prompts(run, process=process, progress=progress, announce=announce)
+    from diffprobe.features.extract import extract
+
+    backbone, features = _stored(run)
+    return extract(backbone, run.data, features, process=process, progress=progress, announce=announce)
+
+
+def check_run(run: RunConfig | PromptExtraction, *, process: tuple[int, int] = (0, 1)) -> list[str]:
+    """Validate what `extract_run` would do, without loading weights or writing, and return lines on stores and cost.
+
+    Raises: what `extract_run` raises before it loads weights.
+    """
+    from diffprobe.features.extract_check import check_images, check_prompts
+
+    if isinstance(run, PromptExtraction):
+        return check_prompts(run, process=process)
+    backbone, features = _stored(run)
+    return check_images(backbone, run.data, features, process=process)
+
+
+def _stored(run: RunConfig) -> tuple[BackboneConfig, FeaturesConfig]:
+    """Return what the store of a run is extracted with. Raises: ConfigError for live features, UnknownName."""
     if run.features.source == "live":
         raise ConfigError("this run reads live features; it needs no store.", fix="to make one: features.source=stored")
-    from diffprobe.features.extract import extract
     from diffprobe.shards.index import ShardSet
 
     require_splits(run.data, ShardSet.load(run.data.path))
-    backbone, features = backbone_and_features(run)
-    return extract(backbone, run.data, features, process=process, progress=progress, announce=announce)
+    return backbone_and_features(run)
 
 
 def backbone_and_features(run: RunConfig) -> tuple[BackboneConfig, FeaturesConfig]:

@@ -111,6 +111,19 @@ def test_an_unknown_key_is_refused_with_the_nearest(settings, capsys, tmp_path):
     assert not (tmp_path / "stores").exists()
 
 
+def test_check_prints_stores_and_cost_and_writes_nothing(settings, tmp_path, capsys):
+    assert main(["extract", *settings, "--check"]) == 0
+    first, store, to_write, passes = capsys.readouterr().out.splitlines()
+    assert first == "the configuration is valid" and store.endswith(", new") and "24 images x 1 cells" in to_write
+    assert passes == "denoiser passes: 24 (1 per image)" and not (tmp_path / "stores").exists()
+    assert main(["extract", *settings, "control=ladder", "--check", "--process", "1/2"]) == 0
+    out = capsys.readouterr().out
+    assert "raw_pixels:" in out and out.count(", new") == out.count("of them by process 1/2") >= 4
+    assert main(["extract", *settings, "--check", "features.taps=[mid_blok]"]) == 2
+    assert main(["extract", *settings, "--check", "features.source=live"]) == 2
+    assert "features.source=stored" in capsys.readouterr().err
+
+
 def test_live_features_need_no_store(settings, capsys):
     assert main(["extract", *settings, "features.source=live"]) == 2
     assert "features.source=stored" in capsys.readouterr().err

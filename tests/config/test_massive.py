@@ -8,7 +8,12 @@ from diffprobe.core.errors import ConfigError
 
 
 def test_the_default_looks_for_nothing() -> None:
-    assert not MassiveConfig().active and MassiveConfig(treatment="drop", ratio=30, images=5).active
+    assert MassiveConfig(treatment="drop").finds and not MassiveConfig(treatment="drop", channels_of="store").finds
+    assert (
+        not MassiveConfig().finds
+        and not MassiveConfig().active
+        and MassiveConfig(treatment="drop", ratio=30, images=5).active
+    )
 
 
 @pytest.mark.parametrize(
@@ -19,6 +24,9 @@ def test_the_default_looks_for_nothing() -> None:
         ({"ratio": 30}, "ratio"),
         ({"images": 8}, "images"),
         ({"treatment": "zero"}, "drop"),
+        ({"channels_of": "store"}, "channels_of"),
+        ({"treatment": "drop", "channels_of": "store", "images": 8}, "images"),
+        ({"treatment": "drop", "channels_of": "store", "ratio": 30}, "ratio"),
     ],
 )
 def test_what_has_no_effect_or_is_out_of_range_is_refused(tree: dict[str, object], named: str) -> None:

@@ -16,7 +16,7 @@ from diffprobe.cli.main import main
 from diffprobe.config.massive import MassiveConfig
 from diffprobe.config.schema import BackboneConfig, DataConfig, FeaturesConfig
 from diffprobe.config.views import ViewsConfig
-from diffprobe.core.errors import ConfigError, SchemaError, StoreMismatch
+from diffprobe.core.errors import ConfigError, SchemaError, StoreIncomplete, StoreMismatch
 from diffprobe.features.extract import extract
 from diffprobe.features.latent_cache import latent_manifest
 from diffprobe.features.live import LiveFeatures
@@ -215,3 +215,39 @@ def test_views_of_the_training_images_have_the_channels_of_the_images(asked: Ask
     assert viewed.path != store.path
     assert viewed.manifest.recorded["massive"] == store.manifest.recorded["massive"]
     assert not bool(viewed.load("train", [MID]).features[MID][:, PLANTED].any())
+
+
+def test_channels_are_taken_from_another_store_of_the_backbone(
+    asked: Ask, clipped: tuple[FeatureStore, list[str]], tmp_path: Path
+) -> None:
+    source, _ = clipped
+    taken = MassiveConfig(treatment="clip", channels_of=str(source.path))
+    parts, lines = asked(taken, features_store=str(tmp_path), data_limit=5), list[str]()  # too few to find them
+    store = FeatureStore.open(extract(*parts, progress=False, announce=lines.append))
+    assert store.manifest.recorded["massive"] == source.manifest.recorded["massive"]
+    assert set(store.manifest.data["massive"]) == {"rules", "treatment", "channels"}
+    assert any(MID in line and f" {PLANTED} (" in line for line in lines)
+    kept = source.load("val", [MID]).features[MID]
+    torch.testing.assert_close(store.load("val", [MID]).features[MID], kept, atol=1e-5, rtol=0)
+    live = LiveFeatures(*asked(taken, features_source="live"), cells=[MID])
+    torch.testing.assert_close(live.table("val").features[MID], kept, atol=1e-5, rtol=0)
+    one = Request(*asked(taken, features_taps=("mid_block",), features_store=str(tmp_path), data_limit=5))
+    assert FeatureStore.find(tmp_path, one.manifest).path == store.path  # a store of more cells serves it
+
+
+def test_channels_of_another_backbone_cell_or_store_are_not_taken(
+    asked: Ask, clipped: tuple[FeatureStore, list[str]], tmp_path: Path
+) -> None:
+    taken = MassiveConfig(treatment="drop", channels_of=str(clipped[0].path))
+    for changes, fact in (
+        ({"features_seed": 3}, "seed"),
+        ({"features_timesteps": (401,)}, "t401"),
+        ({"backbone_random_weights": True}, "random_weights"),
+    ):
+        with pytest.raises(StoreMismatch, match=fact):
+            _ = Request(*asked(taken, **changes)).massive
+    with pytest.raises(StoreIncomplete, match="manifest"):
+        _ = Request(*asked(replace(taken, channels_of=str(tmp_path)))).manifest
+    plain = extract(*asked(MassiveConfig(), features_store=str(tmp_path)), splits=["val"], progress=False)
+    with pytest.raises(StoreMismatch, match="no massive channels"):
+        _ = Request(*asked(replace(taken, channels_of=str(plain)))).manifest

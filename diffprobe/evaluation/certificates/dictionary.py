@@ -145,10 +145,14 @@ def certify(method: Method, config: Config) -> Certificate:
         errors of opening the backbone and the autoencoders.
     """
     from diffprobe.analysis.certification.dictionary import DictionaryRules
+    from diffprobe.evaluation.decode import run_of
     from diffprobe.probes.sae.base import KSAE
     from diffprobe.probes.sae.open_folder import open_autoencoder
     from diffprobe.report.query import parse_cell
+    from diffprobe.runs.massive_notes import refuse_treated_run
 
+    for saved in [*config.runs, *([] if method.path is None else [str(method.path)])]:
+        refuse_treated_run(run_of(saved), "a certificate")
     if not config.data:
         spec = config.load_world()
         for factor in config.factors:

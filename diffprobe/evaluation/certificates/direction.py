@@ -188,9 +188,12 @@ def _ends(method: Method, config: Config) -> "tuple[NDArray[np.float64] | None, 
     named = {"factor": config.factor, "positive": config.positive, "negative": config.negative, "cell": config.cell}
     vector = None
     if method.path is not None:
+        from diffprobe.evaluation.decode import run_of
         from diffprobe.probes.direction.base import Direction
+        from diffprobe.runs.massive_notes import refuse_treated_run
 
         saved = Direction.load(method.path)
+        refuse_treated_run(run_of(method.path), "a certificate")
         vector = saved.vector.double().numpy()
         own = {"factor": saved.target, "positive": saved.positive, "negative": saved.negative, "cell": saved.cell}
         named = {key: value or own[key] for key, value in named.items()}

@@ -1,0 +1,33 @@
+"""Keep finished trainings and evaluations of the same configuration, for the scripts of this folder that run many.
+
+A script that is called again trains and measures only what is missing.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diffprobe.config.parse import record_tree
+from diffprobe.core.result import RESULT_FILE, read_result
+
+
+def trained(config: Any) -> Path:
+    """Return the folder of the run of a part of a diffusion model, trained now unless it is finished."""
+    from diffprobe.runs.train_generative import run_dir_of, train_generative
+
+    folder = run_dir_of(config)
+    return folder if (folder / RESULT_FILE).is_file() else train_generative(config).parent
+
+
+def evaluated(config: Any, evaluate: Callable[[Any], Path]) -> Path:
+    """Return the result of an evaluation, measured now unless one of the same configuration is finished.
+
+    Args:
+        config: an experiment of an evaluation, with the keys `experiment` and `output`.
+        evaluate: measures it and returns the path of `result.json`.
+    """
+    wanted = {key: value for key, value in record_tree(config).items() if key != "output"}
+    for path in sorted((Path(config.output) / config.experiment).glob(f"*/{RESULT_FILE}")):
+        if read_result(path).config == wanted:
+            return path
+    return evaluate(config)
