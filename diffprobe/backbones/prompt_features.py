@@ -6,7 +6,6 @@ batching. Samplers are in `samplers.py`.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +14,7 @@ from torch import Tensor
 from diffprobe.backbones.base import DTYPES, Backbone, Condition, LoadOptions, take_rows
 from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.denoiser_runner import DenoiserRunner, explain_oom, rows_per_pass
-from diffprobe.backbones.device import choose_device, exact, warn_slow_bfloat16
+from diffprobe.backbones.device import choose_device, exact, set_memory_format, warn_slow_bfloat16
 from diffprobe.backbones.families.pixels import reduced_pixels
 from diffprobe.backbones.hooks import Capture
 from diffprobe.backbones.latent_backbone import TextBackbone
@@ -59,8 +58,7 @@ class PromptFeatures:
         if plan.is_distilled and isinstance(backbone, TextUnet):
             backbone.embed_guidance(1 + plan.guidance)
         self._format = torch.channels_last if config.channels_last else torch.contiguous_format
-        denoiser: Any = backbone.denoiser  # the stubs of torch do not know memory_format here
-        denoiser.to(memory_format=self._format)
+        set_memory_format(backbone.denoiser, self._format)
         backbone.to(self.device)
         self._backbone: Backbone = backbone
         limit = config.max_rows_per_pass or rows_per_pass(plan.spec.latent_shape)
