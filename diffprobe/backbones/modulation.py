@@ -4,8 +4,8 @@ DiTF (Gan et al., NeurIPS 2025): the residual stream that a block outputs is not
 channels dominate it at all places. Normalised and modulated as at the entry of the block's attention, its features can
 be compared. The scale and the shift are those of the pass, so they depend on timestep and condition; they are read
 where the network computes them: a linear layer of the block's first normalisation (DiT, SD3, FLUX, AuraFlow) or of the
-block (Qwen-Image, SiT, Kandinsky 5, HiDream), the block's table added to the embedding of the timestep (PixArt, Sana),
-or what all blocks are given (FLUX.2).
+block (Qwen-Image, SiT, Kandinsky 5, HiDream), the block's table added to the embedding of the timestep (PixArt, Sana,
+Wan), or what all blocks are given (FLUX.2).
 """
 
 import inspect
@@ -34,6 +34,8 @@ _OUTPUT = "visual_modulation.out_layer"
 """The same as a module with a name (Kandinsky 5)."""
 MODULATION_LAYERS = ("norm1.linear", "norm.linear", *(f"{name}.1" for name in _LAYERS), _OUTPUT)
 """Layers inside a block that may be hooked to read it."""
+_EMBEDDINGS = ("timestep", "temb")
+"""Arguments of a block that its table is added to (`temb` in Wan)."""
 _GIVEN = ("temb_mod_img", "temb_mod")
 """Arguments of a block that hold its shift and its scale first (FLUX.2)."""
 
@@ -76,6 +78,8 @@ def _eps_of(block: nn.Module) -> float:
 def _table(block: nn.Module) -> Float[Tensor, "6 channels"] | None:
     """Return the table of a block that adds it to the embedding of the timestep; None without one."""
     table = getattr(block, "scale_shift_table", None)
+    if isinstance(table, Tensor) and table.ndim == 3 and len(table) == 1:  # Wan
+        table = table[0]
     return table if isinstance(table, Tensor) and table.ndim == 2 and len(table) == 6 else None
 
 
@@ -107,8 +111,9 @@ def watch_modulated(
     signature = inspect.signature(type(block).forward)
 
     def from_table(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        table, timestep = module.scale_shift_table, signature.bind(module, *args, **kwargs).arguments["timestep"]
-        assert isinstance(table, Tensor)
+        table, given = _table(module), signature.bind(module, *args, **kwargs).arguments
+        assert table is not None
+        timestep: Tensor = next(given[name] for name in _EMBEDDINGS if name in given)
         seen["parts"] = (table[None] + timestep.reshape(len(timestep), 6, -1))[:, :2]
 
     def from_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

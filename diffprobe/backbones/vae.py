@@ -30,6 +30,7 @@ _UNUSED = {
     "AutoencoderDC": ("decoder",),
     "AutoencoderKLFlux2": ("decoder", "post_quant_conv"),
     "AutoencoderKLQwenImage": ("decoder", "post_quant_conv"),
+    "AutoencoderKLWan": ("decoder", "post_quant_conv"),
     "AutoencoderKLEdm2": ("decoder", "post_quant_conv"),
 }
 """Parts of an autoencoder that encoding does not run, by its class in diffusers."""
@@ -41,6 +42,7 @@ _CHANNELS = {
     "AutoencoderDC": ("latent_channels", 32),
     "AutoencoderKLFlux2": ("latent_channels", 32),
     "AutoencoderKLQwenImage": ("z_dim", 16),
+    "AutoencoderKLWan": ("z_dim", 16),
     "AutoencoderKLEdm2": ("latent_channels", 4),
 }
 """Key of the latent channels in the config of each class, and their number if the config states none."""
@@ -50,9 +52,12 @@ _LEVELS = {
     "AutoencoderDC": ("encoder_block_out_channels", 6),
     "AutoencoderKLFlux2": ("block_out_channels", 4),
     "AutoencoderKLQwenImage": ("dim_mult", 4),
+    "AutoencoderKLWan": ("dim_mult", 4),
     "AutoencoderKLEdm2": ("block_out_channels", 1),
 }
 """Key of the levels in the config of each class, and their number if the config states none."""
+VIDEO_VAES = ("AutoencoderKLQwenImage", "AutoencoderKLWan")
+"""Autoencoders for video, which get an image as their only frame."""
 EDM2_MEAN, EDM2_STD = (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)
 """Statistics by channel of the latents that EDM2 was trained on (`training/encoders.py` of its code)."""
 _UNSHIFTED = ("Kandinsky5T2IPipeline",)
@@ -115,8 +120,8 @@ class Flux2Encoder(VaeEncoder):
         return (places - mean) / std
 
 
-class QwenEncoder(VaeEncoder):
-    """Frozen encoder of an AutoencoderKLQwenImage, a video autoencoder that gets the image as its only frame.
+class FrameEncoder(VaeEncoder):
+    """Frozen encoder of an autoencoder in `VIDEO_VAES`, which gets the image as its only frame.
 
     Latents are normalised by channel, with the means and deviations of its config.
     """
@@ -200,8 +205,8 @@ class Flux2Decoder(VaeDecoder):
         return pixel_shuffle(latents * std + mean, FLUX2_PATCH)
 
 
-class QwenDecoder(VaeDecoder):
-    """Frozen decoder of an AutoencoderKLQwenImage; see `QwenEncoder`."""
+class FrameDecoder(VaeDecoder):
+    """Frozen decoder of an autoencoder in `VIDEO_VAES`; see `FrameEncoder`."""
 
     def _unscale(self, latents: Tensor) -> Tensor:
         mean, std = _channel_statistics(self.vae)
@@ -226,13 +231,13 @@ class Edm2Decoder(VaeDecoder):
 _ENCODERS: dict[str, type[VaeEncoder]] = {
     "AutoencoderDC": DcEncoder,
     "AutoencoderKLFlux2": Flux2Encoder,
-    "AutoencoderKLQwenImage": QwenEncoder,
+    **dict.fromkeys(VIDEO_VAES, FrameEncoder),
     "AutoencoderKLEdm2": Edm2Encoder,
 }
 """Encoders by the class of the autoencoder; all others are an AutoencoderKL."""
 _DECODERS: dict[str, type[VaeDecoder]] = {
     "AutoencoderKLFlux2": Flux2Decoder,
-    "AutoencoderKLQwenImage": QwenDecoder,
+    **dict.fromkeys(VIDEO_VAES, FrameDecoder),
     "AutoencoderKLEdm2": Edm2Decoder,
 }
 
@@ -259,8 +264,8 @@ def latent_geometry(folder: Path, kind: str = "AutoencoderKL") -> tuple[int, int
     config = read_part_config(path)
     if config.get("_class_name") != kind:
         raise WeightsMismatch(f"the VAE in '{folder}' is a {config.get('_class_name')}; this family takes {kind}.")
-    if kind == "AutoencoderKLQwenImage":
-        _check_statistics(config, path)
+    if kind in VIDEO_VAES:
+        _check_statistics(config, path, kind)
     elif config.get("latents_mean") is not None or config.get("latents_std") is not None:
         raise WeightsMismatch(
             f"the VAE in '{folder}' normalises latents by channel, which this family does not support."
@@ -275,6 +280,8 @@ def latent_geometry(folder: Path, kind: str = "AutoencoderKL") -> tuple[int, int
             f"'{path}': {key} is {str(levels)[:80]}.", f"allowed: a list of 1 to {_MAX_LEVELS} widths"
         )
     factor = 2 ** (len(levels) - 1)
+    if kind == "AutoencoderKLWan":
+        return channels, _wan_factor(config, path, factor)
     if kind != "AutoencoderKLFlux2":
         return channels, factor
     if list(config.get("patch_size", [FLUX2_PATCH] * 2)) != [FLUX2_PATCH] * 2:
@@ -284,9 +291,24 @@ def latent_geometry(folder: Path, kind: str = "AutoencoderKL") -> tuple[int, int
     return channels * FLUX2_PATCH**2, factor * FLUX2_PATCH
 
 
-def _check_statistics(config: Mapping[str, Any], path: Path) -> None:
-    """Check the means and deviations of the latents of an AutoencoderKLQwenImage. Raises: WeightsMismatch."""
-    key, default = _CHANNELS["AutoencoderKLQwenImage"]
+def _wan_factor(config: Mapping[str, Any], path: Path, factor: int) -> int:
+    """Return the factor of an AutoencoderKLWan that puts places of the image side by side before its levels.
+
+    Raises: WeightsMismatch if it is not the factor for which its pipeline makes latents.
+    """
+    patch = 1 if config.get("patch_size") is None else positive(config, "patch_size", 1, where=path)
+    stated, taken = (positive(config, *pair, where=path) for pair in (("scale_factor_spatial", 8), ("in_channels", 3)))
+    if stated != factor * patch or taken != 3 * patch**2:
+        raise WeightsMismatch(
+            f"'{path}': scale_factor_spatial is {stated}, and in_channels {taken}.",
+            f"allowed: {factor * patch} and {3 * patch**2}, by its levels and its patch_size",
+        )
+    return stated
+
+
+def _check_statistics(config: Mapping[str, Any], path: Path, kind: str) -> None:
+    """Check the means and deviations of the latents of an autoencoder for video. Raises: WeightsMismatch."""
+    key, default = _CHANNELS[kind]
     n = positive(config, key, default, where=path)
     for name in ("latents_mean", "latents_std"):
         given = config.get(name, [1.0] * default)  # the class has its own

@@ -24,6 +24,7 @@ from diffprobe.backbones.families import (
     sana,
     sd3,
     sit,
+    wan,
 )
 from diffprobe.backbones.modulation import may_modulate, modulate, modulation_layer
 from diffprobe.backbones.taps import list_taps
@@ -46,20 +47,22 @@ CASES = [
     (hunyuandit, "blocks.1", lambda output: output),
     (hunyuandit, "blocks.3", lambda output: output),  # with a skip connection
     (kandinsky5, "visual_transformer_blocks.1", lambda output: output),
+    (wan, "blocks.1", lambda output: output),
     (hidream, "double_stream_blocks.1.block", lambda output: output[0]),
     (hidream, "single_stream_blocks.1.block", lambda output: output[:, :64]),  # the image comes first
 ]
 """Family, block, and where the image tokens are in its output."""
 
 
-SIDES = {kandinsky5: 64, hidream: 32}
+SIDES = {kandinsky5: 64, hidream: 32, wan: 32}
 """Resolutions of families whose own is large."""
 
 
 def again(block: Any, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
     """Return what the block's own first normalisation makes of tokens under the conditioning of a pass."""
-    if getattr(block, "scale_shift_table", None) is not None:  # PixArt, Sana
-        parts = block.scale_shift_table[None] + kwargs["timestep"].reshape(len(tokens), 6, -1)
+    if getattr(block, "scale_shift_table", None) is not None:  # PixArt, Sana; Wan, whose table has a row axis
+        timestep = kwargs["temb"] if "temb" in kwargs else kwargs["timestep"]
+        parts = block.scale_shift_table.reshape(1, 6, -1) + timestep.reshape(len(tokens), 6, -1)
         shift, scale = parts.chunk(6, dim=1)[:2]
         return block.norm1(tokens) * (1 + scale) + shift
     if (given := kwargs.get("temb_mod_img", kwargs.get("temb_mod"))) is not None:  # FLUX.2

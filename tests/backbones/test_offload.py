@@ -31,6 +31,7 @@ from diffprobe.backbones.families import (
     sd_unet,
     sit,
     unet2d,
+    wan,
     z_image,
 )  # fmt: skip
 from diffprobe.backbones.loading import load_whole
@@ -41,7 +42,7 @@ from diffprobe.core.errors import ConfigError
 
 FAMILIES = [
     auraflow, dit, edm, edm2, flux, flux2, hidream, hunyuandit, kandinsky5, lumina2, pixart, qwen_image, sana, sd3,
-    sd_unet, sit, unet2d, z_image,
+    sd_unet, sit, unet2d, wan, z_image,
 ]  # fmt: skip
 KEYS = ["a", "b"]
 INDEX = "model_index.json"

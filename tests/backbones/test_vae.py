@@ -1,12 +1,13 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from diffprobe.backbones.testing.tiny_transformer import tiny_dc, tiny_flux2_vae, tiny_qwen_vae, tiny_vae
+from diffprobe.backbones.testing.tiny_transformer import tiny_dc, tiny_flux2_vae, tiny_qwen_vae, tiny_vae, tiny_wan_vae
 from diffprobe.backbones.vae import (
     EDM2_MEAN,
     EDM2_STD,
@@ -77,13 +78,20 @@ def test_latents_of_flux2_are_those_of_the_pipeline_and_are_taken_back(images: T
     assert not placeholder.vae.state_dict()
 
 
+@pytest.mark.parametrize(
+    ("make", "settings", "factor"),
+    [(tiny_qwen_vae, {}, 2), (tiny_wan_vae, {}, 2), (tiny_wan_vae, {"patch": 2}, 4)],
+    ids=["Qwen-Image", "Wan 2.1", "Wan 2.2"],
+)
 @torch.no_grad()
-def test_latents_of_qwen_image_are_normalised_by_channel_and_are_taken_back(images: Tensor, tmp_path: Path) -> None:
+def test_latents_of_one_frame_are_normalised_by_channel_and_are_taken_back(
+    make: Any, settings: dict[str, int], factor: int, images: Tensor, tmp_path: Path
+) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        whole = tiny_qwen_vae().eval()
+        whole = make(**settings).eval()
     whole.save_pretrained(tmp_path)
-    assert latent_geometry(tmp_path, "AutoencoderKLQwenImage") == (4, 2)
+    assert latent_geometry(tmp_path, type(whole).__name__) == (4, factor)
     mode = whole.encode(images[:, :, None] * 2 - 1).latent_dist.mode()
     mean, std = (torch.tensor(x)[:, None, None] for x in (whole.config.latents_mean, whole.config.latents_std))
     encoder = load_vae_encoder(tmp_path, dtype=torch.float32)

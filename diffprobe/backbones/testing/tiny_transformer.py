@@ -148,3 +148,30 @@ def tiny_qwen_vae(*, latent_channels: int = 4) -> Any:
         latents_mean=[0.1 * i for i in range(latent_channels)],
         latents_std=[0.1 + 0.1 * i for i in range(latent_channels)],
     )
+
+
+def tiny_wan_vae(*, latent_channels: int = 4, patch: int | None = None) -> Any:
+    """Draw an AutoencoderKLWan that halves a side.
+
+    Args:
+        latent_channels: channels of its latents.
+        patch: places per side that are put side by side before, as in Wan 2.2; a side is reduced by that factor, too.
+    """
+    import diffusers
+
+    factor = patch or 1
+    return diffusers.AutoencoderKLWan(
+        base_dim=8,
+        z_dim=latent_channels,
+        dim_mult=[1, 2] if patch is None else [1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[True],
+        latents_mean=[0.1 * i for i in range(latent_channels)],
+        latents_std=[0.1 + 0.1 * i for i in range(latent_channels)],
+        is_residual=patch is not None,
+        in_channels=3 * factor**2,
+        out_channels=3 * factor**2,
+        patch_size=patch,
+        scale_factor_temporal=2,
+        scale_factor_spatial=2 * factor,
+    )
