@@ -3,9 +3,9 @@
 DiTF (Gan et al., NeurIPS 2025): the residual stream that a block outputs is not what the next attention reads; a few
 channels dominate it at all places. Normalised and modulated as at the entry of the block's attention, its features can
 be compared. The scale and the shift are those of the pass, so they depend on timestep and condition; they are read
-where the network computes them: a linear layer of the block's first normalisation (DiT, SD3, FLUX, AuraFlow) or of the
-block (Qwen-Image, SiT, Kandinsky 5, HiDream), the block's table added to the embedding of the timestep (PixArt, Sana,
-Wan), or what all blocks are given (FLUX.2).
+where the network computes them: a linear layer of the block's first normalisation (DiT, SD3, FLUX, AuraFlow, CogVideoX)
+or of the block (Qwen-Image, SiT, Kandinsky 5, HiDream), the block's table added to the embedding of the timestep
+(PixArt, Sana, Wan), or what all blocks are given (FLUX.2).
 """
 
 import inspect
@@ -23,7 +23,7 @@ MODULATED = "modulated"
 """Name of the readout."""
 _EPS = 1e-6
 """Of the LayerNorm, unless the block's own normalisation states another (AuraFlow)."""
-_ADAPTIVE = ("AdaLayerNormZero", "SD35AdaLayerNormZero", "AdaLayerNormShift")
+_ADAPTIVE = ("AdaLayerNormZero", "SD35AdaLayerNormZero", "AdaLayerNormShift", "CogVideoXLayerNormZero")
 """Starts of the names of diffusers' normalisations whose layer gives the shift first, then the scale."""
 _NORMS = ("norm1", "norm", "img_norm1", "self_attention_norm", "norm1_i")
 """First normalisation of a block: `norm1`, `norm` in the single-stream blocks of FLUX, others in Qwen-Image,
@@ -69,10 +69,10 @@ def _argument(block: nn.Module) -> str | None:
     return next((name for name in _GIVEN if name in names), None)
 
 
-def _eps_of(block: nn.Module) -> float:
-    """Return the eps of a block's first LayerNorm, which may stand inside an adaptive one."""
+def _layer_norm(block: nn.Module) -> Any:
+    """Return a block's first LayerNorm, which may be inside an adaptive one."""
     norm = _first_norm(block)
-    return float(getattr(getattr(norm, "norm", norm), "eps", _EPS))
+    return getattr(norm, "norm", norm)
 
 
 def _table(block: nn.Module) -> Float[Tensor, "6 channels"] | None:
@@ -84,11 +84,16 @@ def _table(block: nn.Module) -> Float[Tensor, "6 channels"] | None:
 
 
 def _with_scale(parts: Float[Tensor, "batch parts channels"], block: Any) -> Float[Tensor, "batch 2 channels"]:
-    """Return shift and scale; to a shift alone (HunyuanDiT) the block's own affine LayerNorm gives the scale."""
-    if parts.shape[1] > 1:
+    """Return shift and scale, with the weight and bias of the block's own LayerNorm in them where it has such.
+
+    HunyuanDiT has a shift alone.
+    """
+    norm = _layer_norm(block)
+    if getattr(norm, "weight", None) is None:
         return parts
-    shift, norm = parts[:, 0].float(), block.norm1.norm
-    return torch.stack([shift + norm.bias.float(), (norm.weight.float() - 1).expand_as(shift)], dim=1)
+    shift = parts[:, 0].float()
+    factor = 1 + parts[:, 1].float() if parts.shape[1] > 1 else torch.ones_like(shift)
+    return torch.stack([shift + factor * norm.bias.float(), factor * norm.weight.float() - 1], dim=1)
 
 
 def modulate(
@@ -125,10 +130,11 @@ def watch_modulated(
         found, parts = image(output), seen.pop("parts", None)
         give(None if found is None or parts is None else modulate(found, parts[:, 0], parts[:, 1], eps))
 
-    path, argument, eps = modulation_layer(block), _argument(block) or "", _eps_of(block)
+    path, argument = modulation_layer(block), _argument(block) or ""
+    eps = float(getattr(_layer_norm(block), "eps", _EPS))
     if path is not None:
         linear = block.get_submodule(path)
-        width = getattr(_first_norm(block), "normalized_shape", (linear.in_features,))[0]
+        width = getattr(_layer_norm(block), "normalized_shape", (linear.in_features,))[0]
         first = linear.register_forward_hook(from_layer)
     else:
         enter = from_table if _table(block) is not None else from_argument

@@ -31,6 +31,7 @@ _UNUSED = {
     "AutoencoderKLFlux2": ("decoder", "post_quant_conv"),
     "AutoencoderKLQwenImage": ("decoder", "post_quant_conv"),
     "AutoencoderKLWan": ("decoder", "post_quant_conv"),
+    "AutoencoderKLCogVideoX": ("decoder", "post_quant_conv"),
     "AutoencoderKLEdm2": ("decoder", "post_quant_conv"),
 }
 """Parts of an autoencoder that encoding does not run, by its class in diffusers."""
@@ -43,6 +44,7 @@ _CHANNELS = {
     "AutoencoderKLFlux2": ("latent_channels", 32),
     "AutoencoderKLQwenImage": ("z_dim", 16),
     "AutoencoderKLWan": ("z_dim", 16),
+    "AutoencoderKLCogVideoX": ("latent_channels", 16),
     "AutoencoderKLEdm2": ("latent_channels", 4),
 }
 """Key of the latent channels in the config of each class, and their number if the config states none."""
@@ -53,10 +55,13 @@ _LEVELS = {
     "AutoencoderKLFlux2": ("block_out_channels", 4),
     "AutoencoderKLQwenImage": ("dim_mult", 4),
     "AutoencoderKLWan": ("dim_mult", 4),
+    "AutoencoderKLCogVideoX": ("block_out_channels", 4),
     "AutoencoderKLEdm2": ("block_out_channels", 1),
 }
 """Key of the levels in the config of each class, and their number if the config states none."""
-VIDEO_VAES = ("AutoencoderKLQwenImage", "AutoencoderKLWan")
+_BY_CHANNEL = ("AutoencoderKLQwenImage", "AutoencoderKLWan")
+"""Autoencoders for video whose latents are normalised with the means and deviations of their config."""
+VIDEO_VAES = (*_BY_CHANNEL, "AutoencoderKLCogVideoX")
 """Autoencoders for video, which get an image as their only frame."""
 EDM2_MEAN, EDM2_STD = (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)
 """Statistics by channel of the latents that EDM2 was trained on (`training/encoders.py` of its code)."""
@@ -123,7 +128,7 @@ class Flux2Encoder(VaeEncoder):
 class FrameEncoder(VaeEncoder):
     """Frozen encoder of an autoencoder in `VIDEO_VAES`, which gets the image as its only frame.
 
-    Latents are normalised by channel, with the means and deviations of its config.
+    Latents are normalised by channel, with the means and deviations of its config, or scaled if it has none.
     """
 
     def _encode(self, x: Tensor) -> Tensor:
@@ -157,9 +162,11 @@ def _batch_norm(vae: Any) -> tuple[Float[Tensor, "1 channels 1 1"], Float[Tensor
 
 def _channel_statistics(vae: Any) -> tuple[Float[Tensor, "1 channels 1 1"], Float[Tensor, "1 channels 1 1"]]:
     config, device = vae.config, next(vae.parameters()).device
-    mean, std = (
-        torch.tensor(list(x), device=device).reshape(1, -1, 1, 1) for x in (config.latents_mean, config.latents_std)
-    )
+    if type(vae).__name__ in _BY_CHANNEL:
+        given = config.latents_mean, config.latents_std
+    else:
+        given = [0.0], [1 / config.scaling_factor]
+    mean, std = (torch.tensor(list(x), device=device).reshape(1, -1, 1, 1) for x in given)
     return mean, std
 
 
@@ -264,7 +271,7 @@ def latent_geometry(folder: Path, kind: str = "AutoencoderKL") -> tuple[int, int
     config = read_part_config(path)
     if config.get("_class_name") != kind:
         raise WeightsMismatch(f"the VAE in '{folder}' is a {config.get('_class_name')}; this family takes {kind}.")
-    if kind in VIDEO_VAES:
+    if kind in _BY_CHANNEL:
         _check_statistics(config, path, kind)
     elif config.get("latents_mean") is not None or config.get("latents_std") is not None:
         raise WeightsMismatch(

@@ -167,6 +167,8 @@ def run_pipeline(path: str, name: str, conditions: tuple[str, ...]) -> Reference
     def latent(x: Any) -> Tensor:
         if isinstance(x, list):  # Z-Image: one frame of each image
             return torch.stack(x)[:, :, 0]
+        if x.ndim == 5 and name == "cogvideox":  # the only frame
+            return x[:, 0]
         if x.ndim == 5:  # Wan, Kandinsky 5: channels of the only frame
             return x[:, :, 0] if x.shape[2] == 1 else x[:, 0].movedim(-1, 1)
         if x.ndim != 3:

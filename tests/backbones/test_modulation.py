@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import (
     auraflow,
+    cogvideox,
     dit,
     flux,
     flux2,
@@ -48,6 +49,7 @@ CASES = [
     (hunyuandit, "blocks.3", lambda output: output),  # with a skip connection
     (kandinsky5, "visual_transformer_blocks.1", lambda output: output),
     (wan, "blocks.1", lambda output: output),
+    (cogvideox, "transformer_blocks.1", lambda output: output[0]),
     (hidream, "double_stream_blocks.1.block", lambda output: output[0]),
     (hidream, "single_stream_blocks.1.block", lambda output: output[:, :64]),  # the image comes first
 ]
@@ -83,6 +85,8 @@ def again(block: Any, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
     if kwargs.get("class_labels") is not None:  # DiT
         return block.norm1(tokens, kwargs["timestep"], kwargs["class_labels"], hidden_dtype=tokens.dtype)[0]
     norm = block.norm1 if hasattr(block, "norm1") else block.norm
+    if type(norm).__name__.startswith("CogVideoX"):
+        return norm(tokens, kwargs["encoder_hidden_states"], kwargs["temb"])[0]
     found = norm(tokens, emb=kwargs["temb"])
     return found if isinstance(found, Tensor) else found[0]  # HunyuanDiT: a shift alone
 

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffprobe.backbones.testing.tiny_transformer import tiny_dc, tiny_flux2_vae, tiny_qwen_vae, tiny_vae, tiny_wan_vae
+from diffprobe.backbones.testing.tiny_transformer import (
+    tiny_cogvideox_vae,
+    tiny_dc,
+    tiny_flux2_vae,
+    tiny_qwen_vae,
+    tiny_vae,
+    tiny_wan_vae,
+)
 from diffprobe.backbones.vae import (
     EDM2_MEAN,
     EDM2_STD,
@@ -98,6 +105,22 @@ def test_latents_of_one_frame_are_normalised_by_channel_and_are_taken_back(
     found = encoder(images)
     torch.testing.assert_close(found, (mode[:, :, 0] - mean) / std, atol=1e-5, rtol=1e-5)
     assert not [name for name in encoder.vae.state_dict() if "decoder" in name or "post_quant" in name]
+    back = (whole.decode(mode).sample[:, :, 0] / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(VaeDecoder.from_folder(tmp_path)(found), back, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_latents_of_cogvideox_are_one_scaled_frame_and_are_taken_back(images: Tensor, tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        whole = tiny_cogvideox_vae().eval()
+    whole.save_pretrained(tmp_path)
+    assert latent_geometry(tmp_path, "AutoencoderKLCogVideoX") == (4, 2)
+    mode = whole.encode(images[:, :, None] * 2 - 1).latent_dist.mode()
+    encoder = load_vae_encoder(tmp_path, dtype=torch.float32)
+    found = encoder(images)
+    torch.testing.assert_close(found, mode[:, :, 0] * whole.config.scaling_factor, atol=1e-5, rtol=1e-5)
+    assert not [name for name in encoder.vae.state_dict() if "decoder" in name]
     back = (whole.decode(mode).sample[:, :, 0] / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(VaeDecoder.from_folder(tmp_path)(found), back, atol=1e-4, rtol=0)
 

@@ -175,3 +175,26 @@ def tiny_wan_vae(*, latent_channels: int = 4, patch: int | None = None) -> Any:
         scale_factor_temporal=2,
         scale_factor_spatial=2 * factor,
     )
+
+
+def tiny_cogvideox_vae(*, latent_channels: int = 4) -> Any:
+    """Draw an AutoencoderKLCogVideoX that halves a side.
+
+    Args:
+        latent_channels: channels of its latents.
+    """
+    import diffusers
+
+    return diffusers.AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 2,
+        up_block_types=("CogVideoXUpBlock3D",) * 2,
+        block_out_channels=(8, 16),
+        latent_channels=latent_channels,
+        layers_per_block=1,
+        norm_num_groups=4,
+        temporal_compression_ratio=2,
+        sample_height=32,
+        sample_width=48,
+        scaling_factor=6.0,  # brings the random latents near unit variance
+        force_upcast=False,
+    )

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffprobe.backbones.testing.tiny_transformer import (
+    tiny_cogvideox_vae,
     tiny_dc,
     tiny_flux2_vae,
     tiny_qwen_vae,
@@ -54,3 +55,8 @@ def test_the_vae_of_qwen_image_takes_frames() -> None:
 def test_the_vae_of_wan_may_put_places_side_by_side(patch: int | None, side: int) -> None:
     vae = tiny_wan_vae(latent_channels=8, patch=patch)
     assert vae.encode(torch.zeros(1, 3, 1, 32, 32)).latent_dist.mode().shape == (1, 8, 1, side, side)
+
+
+def test_the_vae_of_cogvideox_takes_frames() -> None:
+    vae = tiny_cogvideox_vae(latent_channels=8)
+    assert vae.encode(torch.zeros(1, 3, 1, 32, 32)).latent_dist.mode().shape == (1, 8, 1, 16, 16)
