@@ -1,11 +1,11 @@
-"""The readout `modulated` of transformer blocks: LayerNorm, then the block's own AdaLN scale and shift.
+"""The readout `modulated` of transformer blocks: the block's LayerNorm, then its own AdaLN scale and shift.
 
 DiTF (Gan et al., NeurIPS 2025): the residual stream that a block outputs is not what the next attention reads; a few
 channels dominate it at all places. Normalised and modulated as at the entry of the block's attention, its features can
 be compared. The scale and the shift are those of the pass, so they depend on timestep and condition; they are read
 where the network computes them: a linear layer of the block's first normalisation (DiT, SD3, FLUX, AuraFlow, CogVideoX)
 or of the block (Qwen-Image, SiT, Kandinsky 5, HiDream), the block's table added to the embedding of the timestep
-(PixArt, Sana, Wan), or what all blocks are given (FLUX.2).
+(PixArt, Sana, Wan, LTX), or what all blocks are given (FLUX.2). The blocks of LTX have an RMS norm in its place.
 """
 
 import inspect
@@ -35,7 +35,7 @@ _OUTPUT = "visual_modulation.out_layer"
 MODULATION_LAYERS = ("norm1.linear", "norm.linear", *(f"{name}.1" for name in _LAYERS), _OUTPUT)
 """Layers inside a block that may be hooked to read it."""
 _EMBEDDINGS = ("timestep", "temb")
-"""Arguments of a block that its table is added to (`temb` in Wan)."""
+"""Arguments of a block that its table is added to (`temb` in Wan and LTX)."""
 _GIVEN = ("temb_mod_img", "temb_mod")
 """Arguments of a block that hold its shift and its scale first (FLUX.2)."""
 
@@ -80,6 +80,8 @@ def _table(block: nn.Module) -> Float[Tensor, "6 channels"] | None:
     table = getattr(block, "scale_shift_table", None)
     if isinstance(table, Tensor) and table.ndim == 3 and len(table) == 1:  # Wan
         table = table[0]
+    if getattr(block, "norm1", None) is not None and getattr(block.norm1, "weight", None) is not None:
+        return None  # a norm with a scale of its own
     return table if isinstance(table, Tensor) and table.ndim == 2 and len(table) == 6 else None
 
 
@@ -97,10 +99,20 @@ def _with_scale(parts: Float[Tensor, "batch parts channels"], block: Any) -> Flo
 
 
 def modulate(
-    x: FeatureMap, shift: Float[Tensor, "batch channels"], scale: Float[Tensor, "batch channels"], eps: float = _EPS
+    x: FeatureMap,
+    shift: Float[Tensor, "batch channels"],
+    scale: Float[Tensor, "batch channels"],
+    eps: float = _EPS,
+    *,
+    centred: bool = True,
 ) -> FeatureMap:
-    """Return LayerNorm(x) * (1 + scale) + shift over the channels of each place, in float32."""
-    normed = nn.functional.layer_norm(x.movedim(1, -1).float(), (x.shape[1],), eps=eps).movedim(-1, 1)
+    """Return LayerNorm(x) * (1 + scale) + shift over the channels of each place, in float32.
+
+    Args:
+        centred: take the mean over channels off first; without it the norm is an RMS norm.
+    """
+    norm = nn.functional.layer_norm if centred else nn.functional.rms_norm
+    normed = norm(x.movedim(1, -1).float(), (x.shape[1],), eps=eps).movedim(-1, 1)
     return normed * (1 + scale.float()[:, :, None, None]) + shift.float()[:, :, None, None]
 
 
@@ -128,10 +140,12 @@ def watch_modulated(
 
     def read(module: nn.Module, args: Any, output: Any) -> None:
         found, parts = image(output), seen.pop("parts", None)
-        give(None if found is None or parts is None else modulate(found, parts[:, 0], parts[:, 1], eps))
+        ready = None if found is None or parts is None else (found, parts[:, 0], parts[:, 1])
+        give(None if ready is None else modulate(*ready, eps, centred=centred))
 
     path, argument = modulation_layer(block), _argument(block) or ""
     eps = float(getattr(_layer_norm(block), "eps", _EPS))
+    centred = "RMS" not in type(_layer_norm(block)).__name__
     if path is not None:
         linear = block.get_submodule(path)
         width = getattr(_layer_norm(block), "normalized_shape", (linear.in_features,))[0]

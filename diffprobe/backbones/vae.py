@@ -32,6 +32,7 @@ _UNUSED = {
     "AutoencoderKLQwenImage": ("decoder", "post_quant_conv"),
     "AutoencoderKLWan": ("decoder", "post_quant_conv"),
     "AutoencoderKLCogVideoX": ("decoder", "post_quant_conv"),
+    "AutoencoderKLLTXVideo": ("decoder",),
     "AutoencoderKLEdm2": ("decoder", "post_quant_conv"),
 }
 """Parts of an autoencoder that encoding does not run, by its class in diffusers."""
@@ -45,6 +46,7 @@ _CHANNELS = {
     "AutoencoderKLQwenImage": ("z_dim", 16),
     "AutoencoderKLWan": ("z_dim", 16),
     "AutoencoderKLCogVideoX": ("latent_channels", 16),
+    "AutoencoderKLLTXVideo": ("latent_channels", 128),
     "AutoencoderKLEdm2": ("latent_channels", 4),
 }
 """Key of the latent channels in the config of each class, and their number if the config states none."""
@@ -56,12 +58,13 @@ _LEVELS = {
     "AutoencoderKLQwenImage": ("dim_mult", 4),
     "AutoencoderKLWan": ("dim_mult", 4),
     "AutoencoderKLCogVideoX": ("block_out_channels", 4),
+    "AutoencoderKLLTXVideo": ("block_out_channels", 4),
     "AutoencoderKLEdm2": ("block_out_channels", 1),
 }
 """Key of the levels in the config of each class, and their number if the config states none."""
 _BY_CHANNEL = ("AutoencoderKLQwenImage", "AutoencoderKLWan")
 """Autoencoders for video whose latents are normalised with the means and deviations of their config."""
-VIDEO_VAES = (*_BY_CHANNEL, "AutoencoderKLCogVideoX")
+VIDEO_VAES = (*_BY_CHANNEL, "AutoencoderKLCogVideoX", "AutoencoderKLLTXVideo")
 """Autoencoders for video, which get an image as their only frame."""
 EDM2_MEAN, EDM2_STD = (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)
 """Statistics by channel of the latents that EDM2 was trained on (`training/encoders.py` of its code)."""
@@ -128,7 +131,8 @@ class Flux2Encoder(VaeEncoder):
 class FrameEncoder(VaeEncoder):
     """Frozen encoder of an autoencoder in `VIDEO_VAES`, which gets the image as its only frame.
 
-    Latents are normalised by channel, with the means and deviations of its config, or scaled if it has none.
+    Latents are normalised by channel, with the means and deviations of its config or (LTX) its weights, or scaled if it
+    has none.
     """
 
     def _encode(self, x: Tensor) -> Tensor:
@@ -164,9 +168,11 @@ def _channel_statistics(vae: Any) -> tuple[Float[Tensor, "1 channels 1 1"], Floa
     config, device = vae.config, next(vae.parameters()).device
     if type(vae).__name__ in _BY_CHANNEL:
         given = config.latents_mean, config.latents_std
+    elif hasattr(vae, "latents_mean"):
+        given = vae.latents_mean, vae.latents_std.float() / config.scaling_factor
     else:
         given = [0.0], [1 / config.scaling_factor]
-    mean, std = (torch.tensor(list(x), device=device).reshape(1, -1, 1, 1) for x in given)
+    mean, std = (torch.as_tensor(x, device=device).float().reshape(1, -1, 1, 1) for x in given)
     return mean, std
 
 
@@ -213,14 +219,18 @@ class Flux2Decoder(VaeDecoder):
 
 
 class FrameDecoder(VaeDecoder):
-    """Frozen decoder of an autoencoder in `VIDEO_VAES`; see `FrameEncoder`."""
+    """Frozen decoder of an autoencoder in `VIDEO_VAES`; see `FrameEncoder`.
+
+    One that takes the noise level of its latents (LTX 0.9.1) gets 0, the default of the pipeline.
+    """
 
     def _unscale(self, latents: Tensor) -> Tensor:
         mean, std = _channel_statistics(self.vae)
         return latents * std + mean
 
     def _decode(self, z: Tensor) -> Tensor:
-        found: Tensor = self.vae.decode(z[:, :, None]).sample[:, :, 0]
+        clean = [z.new_zeros(len(z))] if getattr(self.vae.config, "timestep_conditioning", False) else []
+        found: Tensor = self.vae.decode(z[:, :, None], *clean).sample[:, :, 0]
         return found
 
 
@@ -289,6 +299,8 @@ def latent_geometry(folder: Path, kind: str = "AutoencoderKL") -> tuple[int, int
     factor = 2 ** (len(levels) - 1)
     if kind == "AutoencoderKLWan":
         return channels, _wan_factor(config, path, factor)
+    if kind == "AutoencoderKLLTXVideo":
+        return channels, _ltx_factor(config, path)
     if kind != "AutoencoderKLFlux2":
         return channels, factor
     if list(config.get("patch_size", [FLUX2_PATCH] * 2)) != [FLUX2_PATCH] * 2:
@@ -311,6 +323,24 @@ def _wan_factor(config: Mapping[str, Any], path: Path, factor: int) -> int:
             f"allowed: {factor * patch} and {3 * patch**2}, by its levels and its patch_size",
         )
     return stated
+
+
+def _ltx_factor(config: Mapping[str, Any], path: Path) -> int:
+    """Return the factor of an AutoencoderKLLTXVideo, which puts places side by side before some of its levels halve.
+
+    Raises: WeightsMismatch for another kind of levels, and if it states another factor.
+    """
+    kinds = set(config.get("down_block_types", ["LTXVideoDownBlock3D"]))
+    factor = positive(config, "patch_size", 4, where=path) * 2 ** sum(
+        map(bool, config.get("spatio_temporal_scaling", (True, True, True, False)))
+    )
+    stated = config.get("spatial_compression_ratio")
+    if kinds != {"LTXVideoDownBlock3D"} or stated not in (None, factor):
+        raise WeightsMismatch(
+            f"'{path}' has {', '.join(sorted(map(str, kinds)))}, and spatial_compression_ratio is {stated}.",
+            f"allowed: LTXVideoDownBlock3D, as up to LTX-Video 0.9.1, and {factor}",
+        )
+    return factor
 
 
 def _check_statistics(config: Mapping[str, Any], path: Path, kind: str) -> None:

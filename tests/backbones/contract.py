@@ -173,7 +173,7 @@ def run_pipeline(path: str, name: str, conditions: tuple[str, ...]) -> Reference
             return x[:, :, 0] if x.shape[2] == 1 else x[:, 0].movedim(-1, 1)
         if x.ndim != 3:
             return x
-        if not hasattr(pipeline, "_unpack_latents"):  # FLUX.2: one latent place is a token
+        if name == "ltx" or not hasattr(pipeline, "_unpack_latents"):  # FLUX.2: one latent place is a token
             return x.transpose(1, 2).unflatten(2, (round(x.shape[1] ** 0.5), -1))
         maps: Tensor = pipeline._unpack_latents(x, RESOLUTION, RESOLUTION, pipeline.vae_scale_factor)
         return maps.flatten(1, 2) if maps.ndim == 5 else maps  # Qwen-Image: channels of the only frame

@@ -20,6 +20,7 @@ from diffprobe.backbones.families import (
     hidream,
     hunyuandit,
     kandinsky5,
+    ltx,
     pixart,
     qwen_image,
     sana,
@@ -49,6 +50,7 @@ CASES = [
     (hunyuandit, "blocks.3", lambda output: output),  # with a skip connection
     (kandinsky5, "visual_transformer_blocks.1", lambda output: output),
     (wan, "blocks.1", lambda output: output),
+    (ltx, "transformer_blocks.1", lambda output: output),
     (cogvideox, "transformer_blocks.1", lambda output: output[0]),
     (hidream, "double_stream_blocks.1.block", lambda output: output[0]),
     (hidream, "single_stream_blocks.1.block", lambda output: output[:, :64]),  # the image comes first
@@ -62,7 +64,7 @@ SIDES = {kandinsky5: 64, hidream: 32, wan: 32}
 
 def again(block: Any, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
     """Return what the block's own first normalisation makes of tokens under the conditioning of a pass."""
-    if getattr(block, "scale_shift_table", None) is not None:  # PixArt, Sana; Wan, whose table has a row axis
+    if getattr(block, "scale_shift_table", None) is not None:  # PixArt, Sana, LTX; Wan, whose table has a row axis
         timestep = kwargs["temb"] if "temb" in kwargs else kwargs["timestep"]
         parts = block.scale_shift_table.reshape(1, 6, -1) + timestep.reshape(len(tokens), 6, -1)
         shift, scale = parts.chunk(6, dim=1)[:2]
@@ -133,3 +135,10 @@ def test_blocks_without_adaln_have_no_such_readout(tiny_sd: Path) -> None:
 def test_a_constant_added_to_all_channels_and_their_scale_change_nothing() -> None:
     x, shift, scale = torch.randn(2, 8, 3, 3), torch.randn(2, 8), torch.randn(2, 8)
     torch.testing.assert_close(modulate(50 * x + 7, shift, scale), modulate(x, shift, scale), atol=1e-4, rtol=1e-4)
+
+
+def test_an_rms_norm_leaves_the_mean_in() -> None:
+    x, shift, scale = torch.randn(2, 8, 3, 3) + 1, torch.randn(2, 8), torch.randn(2, 8)
+    normed = x / (x.pow(2).mean(1, keepdim=True) + 1e-6).sqrt()
+    expected = normed * (1 + scale)[..., None, None] + shift[..., None, None]
+    torch.testing.assert_close(modulate(x, shift, scale, centred=False), expected, atol=1e-5, rtol=0)

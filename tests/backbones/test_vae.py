@@ -11,6 +11,7 @@ from diffprobe.backbones.testing.tiny_transformer import (
     tiny_cogvideox_vae,
     tiny_dc,
     tiny_flux2_vae,
+    tiny_ltx_vae,
     tiny_qwen_vae,
     tiny_vae,
     tiny_wan_vae,
@@ -122,6 +123,32 @@ def test_latents_of_cogvideox_are_one_scaled_frame_and_are_taken_back(images: Te
     torch.testing.assert_close(found, mode[:, :, 0] * whole.config.scaling_factor, atol=1e-5, rtol=1e-5)
     assert not [name for name in encoder.vae.state_dict() if "decoder" in name]
     back = (whole.decode(mode).sample[:, :, 0] / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(VaeDecoder.from_folder(tmp_path)(found), back, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+@torch.no_grad()
+def test_latents_of_ltx_are_normalised_as_in_the_pipeline_and_are_taken_back(
+    conditioned: bool, images: Tensor, tmp_path: Path
+) -> None:
+    from diffusers import LTXPipeline
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        whole = tiny_ltx_vae(conditioned=conditioned).eval()
+        for name, weight in whole.named_parameters():
+            if "scale_shift_table" in name or "per_channel" in name:
+                torch.nn.init.normal_(weight, std=0.1)
+    whole.save_pretrained(tmp_path)
+    assert latent_geometry(tmp_path, "AutoencoderKLLTXVideo") == (4, 4)
+    mode = whole.encode(images[:, :, None] * 2 - 1).latent_dist.mode()
+    expected = LTXPipeline._normalize_latents(mode, whole.latents_mean, whole.latents_std, whole.config.scaling_factor)
+    encoder = load_vae_encoder(tmp_path, dtype=torch.float32)
+    found = encoder(images)
+    torch.testing.assert_close(found, expected[:, :, 0], atol=1e-5, rtol=1e-5)
+    assert not [name for name in encoder.vae.state_dict() if "decoder" in name]
+    times = torch.zeros(len(images)) if conditioned else None
+    back = (whole.decode(mode, times).sample[:, :, 0] / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(VaeDecoder.from_folder(tmp_path)(found), back, atol=1e-4, rtol=0)
 
 

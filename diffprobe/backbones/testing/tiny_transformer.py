@@ -198,3 +198,34 @@ def tiny_cogvideox_vae(*, latent_channels: int = 4) -> Any:
         scaling_factor=6.0,  # brings the random latents near unit variance
         force_upcast=False,
     )
+
+
+def tiny_ltx_vae(*, latent_channels: int = 4, conditioned: bool = False) -> Any:
+    """Draw an AutoencoderKLLTXVideo that reduces a side by 4, with statistics of its latents other than 0 and 1.
+
+    Args:
+        latent_channels: channels of its latents.
+        conditioned: make its decoder take the noise level of the latents.
+    """
+    import diffusers
+    import torch
+
+    vae: Any = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=latent_channels,
+        block_out_channels=(8, 16),
+        down_block_types=("LTXVideoDownBlock3D",) * 2,
+        decoder_block_out_channels=(8, 16),
+        layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        spatio_temporal_scaling=(True, False),
+        decoder_spatio_temporal_scaling=(True, False),
+        decoder_inject_noise=(False, False, False),
+        downsample_type=("conv", "conv"),
+        upsample_residual=(False, False),
+        upsample_factor=(1, 1),
+        timestep_conditioning=conditioned,
+        patch_size=2,
+    )
+    vae.latents_mean.copy_(0.1 * torch.randn(latent_channels))
+    vae.latents_std.copy_(0.3 + 0.2 * torch.rand(latent_channels))
+    return vae
