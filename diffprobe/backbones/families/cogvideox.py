@@ -126,9 +126,11 @@ def _positions(x: Tensor, config: Any) -> Turns | None:
     p = config.patch_size
     grid = (x.shape[2] // p, x.shape[3] // p)
     crop = get_resize_crop_region_for_grid(grid, config.sample_width // p, config.sample_height // p)
-    return get_3d_rotary_pos_embed(  # type: ignore[no-any-return]
+    found: Any = get_3d_rotary_pos_embed(
         embed_dim=config.attention_head_dim, crops_coords=crop, grid_size=grid, temporal_size=1, device=x.device
     )
+    cos, sin = found
+    return cos, sin
 
 
 def _run(network: nn.Module, x_t: Tensor, times: Tensor, condition: Condition, config: Any) -> Any:
@@ -198,7 +200,7 @@ def tiny(path: Path | str, *, seed: int = 0, rotary: bool = True) -> Path:
     path = Path(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        transformer = diffusers.CogVideoXTransformer3DModel(
+        transformer: Any = diffusers.CogVideoXTransformer3DModel(
             num_attention_heads=2,
             attention_head_dim=16,
             in_channels=4,
