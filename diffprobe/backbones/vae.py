@@ -168,7 +168,7 @@ def _channel_statistics(vae: Any) -> tuple[Float[Tensor, "1 channels 1 1"], Floa
     config, device = vae.config, next(vae.parameters()).device
     if type(vae).__name__ in _BY_CHANNEL:
         given = config.latents_mean, config.latents_std
-    elif hasattr(vae, "latents_mean"):
+    elif type(vae).__name__ == "AutoencoderKLLTXVideo":
         given = vae.latents_mean, vae.latents_std.float() / config.scaling_factor
     else:
         given = [0.0], [1 / config.scaling_factor]

@@ -214,7 +214,7 @@ def tiny_ltx_vae(*, latent_channels: int = 4, conditioned: bool = False) -> Any:
         latent_channels=latent_channels,
         block_out_channels=(8, 16),
         down_block_types=("LTXVideoDownBlock3D",) * 2,
-        decoder_block_out_channels=(8, 16),
+        decoder_block_out_channels=(16, 16),
         layers_per_block=(1, 1, 1),
         decoder_layers_per_block=(1, 1, 1),
         spatio_temporal_scaling=(True, False),
