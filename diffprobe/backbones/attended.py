@@ -39,7 +39,7 @@ class Attended:
         q: queries of the places of the image.
         k: keys: of the text tokens in a cross-attention, of all tokens in a joint attention.
         mask: of the network, added to the scores, or boolean with True for what may be attended to; its last axis is
-            the keys.
+            the keys. One with four axes has the heads second.
         text: the keys that are text tokens.
     """
 
@@ -64,7 +64,8 @@ class Attended:
         """
         q, k = (x.unflatten(-1, (heads, -1))[:, :, head].float() for x in (self.q, self.k[:, keys]))
         found = q @ k.transpose(1, 2) * q.shape[-1] ** -0.5
-        bias = mask_bias(self.mask, len(q), self.k.shape[1]) if masked else None
+        mask = self.mask[:, head] if self.mask is not None and self.mask.ndim == 4 else self.mask
+        bias = mask_bias(mask, len(q), self.k.shape[1]) if masked else None
         return found if bias is None else found + bias[..., keys]
 
     def mean_over_heads(self, heads: int, *, probs: bool) -> Float[Tensor, "batch places text"]:

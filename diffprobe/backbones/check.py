@@ -29,7 +29,7 @@ from diffprobe.backbones.quantized import linear_layers
 from diffprobe.backbones.text_encoders import clip_class, require_t5_vocabulary, t5_class, t5_tokenizer
 from diffprobe.backbones.tokenizer_files import load_tokenizer, require_vocabulary
 from diffprobe.backbones.transformers_model import match_transformer
-from diffprobe.backbones.vae import PIXELS, match_encoder
+from diffprobe.backbones.vae import PIXELS, VIDEO_VAES, match_encoder
 from diffprobe.backbones.weight_files import weight_files
 from diffprobe.backbones.weights import DENOISERS, config_file, denoiser_source, match_whole, read_config
 from diffprobe.config.schema import BackboneConfig
@@ -300,7 +300,7 @@ def _estimate(
         if name in _AUTOENCODERS:
             vae: Any = network
             own = 1.0 if dtype == torch.float16 and getattr(vae.config, "force_upcast", True) else scale
-            frames = (1,) if type(vae).__name__ == "AutoencoderKLQwenImage" else ()
+            frames = (1,) if type(vae).__name__ in VIDEO_VAES else ()
             image = torch.empty(1, 3, *frames, side, side, device="meta")
             rows = min(batch_size, max(1, PIXELS // side**2))
             encoding = rows * own * peak_activations(vae, lambda: vae.encode(image))  # noqa: B023  # called at once

@@ -16,6 +16,7 @@ from torch import Tensor
 from diffprobe.backbones.base import DTYPES, Backbone, Condition
 from diffprobe.backbones.compiled import compile_regions, compiling
 from diffprobe.backbones.cpu_kernels import use_onednn
+from diffprobe.backbones.device import set_memory_format
 from diffprobe.backbones.hooks import Capture
 from diffprobe.backbones.plan import ReadPlan
 from diffprobe.backbones.pool import add_rows, make_pool
@@ -60,8 +61,8 @@ class DenoiserRunner:
         self._plan, self._backbone, self._shape = plan, backbone, plan.spec.latent_shape
         self.rows = config.max_rows_per_pass or rows_per_pass(self._shape)
         self._format = torch.channels_last if config.channels_last else torch.contiguous_format
-        denoiser: Any = backbone.denoiser  # the stubs of torch do not know memory_format here
-        denoiser.to(memory_format=self._format)
+        denoiser = backbone.denoiser
+        set_memory_format(denoiser, self._format)
         paths = [tap.path for tap in plan.taps]
         self._compiled = config.compile
         if config.compile:

@@ -4,9 +4,11 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from diffprobe.core.errors import ConfigError
 
@@ -29,6 +31,13 @@ def choose_device(name: str | torch.device) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={name}, but torch sees no CUDA device.", fix="backbone.device=cpu, or auto")
     return device
+
+
+def set_memory_format(network: nn.Module, memory_format: torch.memory_format) -> None:
+    """Lay out the weights of convolutions over maps; those over frames, which this format does not have, stay."""
+    for value in chain(network.parameters(), network.buffers()):
+        if value.ndim == 4:
+            value.data = value.data.contiguous(memory_format=memory_format)
 
 
 def has_bfloat16() -> bool:

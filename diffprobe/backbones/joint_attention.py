@@ -1,6 +1,6 @@
 """Joint attention of text and image tokens: the queries and keys that a pass compares.
 
-Families with it: SD3, FLUX, FLUX.2, AuraFlow, Qwen-Image, Lumina 2, Z-Image, HiDream.
+Families with it: SD3, FLUX, FLUX.2, AuraFlow, Qwen-Image, Lumina 2, Z-Image, HiDream, CogVideoX.
 
 Queries and keys are normalised, and turned by rotary embeddings, between their projections and their comparison. They
 are taken from the attention's own call of `scaled_dot_product_attention`, so that whatever happens before is included.
@@ -108,10 +108,14 @@ def _by_rows(q: Tensor, k: Tensor, n_text: int, rows: RowTexts) -> Attended:
 
 
 def _of_places(mask: Tensor | None, image: slice) -> Tensor | None:
-    """Bring a mask that is the same for all heads, `[batch, 1, queries, keys]`, to the queries of the image.
+    """Bring a mask `[batch, 1 or heads, 1 or queries, keys]` to the queries of the image.
 
-    A mask of one query is that of all, and becomes `[batch, keys]`; masks of other shapes stay as they are.
+    One that is the same for all heads loses their axis, and then one that is the same for all queries theirs; masks of
+    other shapes stay as they are.
     """
-    if mask is None or mask.ndim != 4 or mask.shape[1] != 1:
+    if mask is None or mask.ndim != 4:
         return mask
-    return mask[:, 0, 0] if mask.shape[2] == 1 else mask[:, 0, image]
+    mask = mask if mask.shape[2] == 1 else mask[:, :, image]
+    if mask.shape[1] != 1:
+        return mask
+    return mask[:, 0, 0] if mask.shape[2] == 1 else mask[:, 0]

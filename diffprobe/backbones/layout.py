@@ -85,6 +85,8 @@ class OutputLayout:
     """Cross-attentions to a text whose queries and keys are changed between their projection and their comparison."""
     channels_last: str | None = None
     """Modules that output `[batch, 1, height, width, channels]`, the one frame of an image in a network for video."""
+    frame_third: str | None = None
+    """Modules that output `[batch, channels, 1, height, width]`, with one frame too."""
     channels_first: str | None = None
     """Modules that output `[batch, channels, tokens]`, as the group norm of an attention over maps does."""
 
@@ -122,6 +124,8 @@ class OutputLayout:
         output = _stream(output, 1 if _fits(self.image_second, path) else 0)
         if output is not None and output.ndim == 5 and _fits(self.channels_last, path):
             return output[:, 0].movedim(-1, 1)
+        if output is not None and output.ndim == 5 and _fits(self.frame_third, path):
+            return output[:, :, 0]
         if output is None or output.ndim not in (3, 4) or self.is_text(path):
             return None
         if output.ndim == 4 and not _fits(self.heads, path):

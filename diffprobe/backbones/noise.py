@@ -31,6 +31,8 @@ _MAX_TIMESTEPS = 100_000
 _PREDICTION_TYPES: dict[str, PredictionKind] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 _BETAS = {"beta_start", "beta_end", "beta_schedule", "trained_betas"}
 _BETA_FIELDS = ("num_train_timesteps", *sorted(_BETAS), "rescale_betas_zero_snr")
+SHIFTED = "CogVideoX"
+"""Start of the classes of schedulers with `snr_shift_scale`, which divide the signal-to-noise ratio of betas by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +164,7 @@ def make_schedule(config: Mapping[str, Any], *, where: Path | str = _FILE) -> No
         where: the file of the config, for messages.
     Raises: WeightsMismatch, see `load_schedule`.
     """
-    from diffusers import DDPMScheduler
+    from diffusers import CogVideoXDDIMScheduler, DDPMScheduler
 
     kind = str(config.get("_class_name"))
     if _is_flow(config):
@@ -176,14 +178,16 @@ def make_schedule(config: Mapping[str, Any], *, where: Path | str = _FILE) -> No
             f"its config has: {', '.join(sorted(key for key in config if key[0] != '_'))}",
         )
     n = _n_timesteps(config, where)
-    known = {key: config[key] for key in _BETA_FIELDS if key in config}
+    made: Any = CogVideoXDDIMScheduler if kind.startswith(SHIFTED) else DDPMScheduler
+    fields = (*_BETA_FIELDS, "snr_shift_scale") if kind.startswith(SHIFTED) else _BETA_FIELDS
+    known = {key: config[key] for key in fields if key in config}
     trained = known.get("trained_betas")
     if trained is not None and (not isinstance(trained, list) or len(trained) != n):
         raise WeightsMismatch(f"'{where}': trained_betas is not a list of {n} numbers, one per timestep.")
     try:
         with naming(where, "a scheduler whose betas can be computed"):
-            scheduler: Any = DDPMScheduler(**known)
-            digest = digest_json({key: scheduler.config[key] for key in _BETA_FIELDS})
+            scheduler: Any = made(**known)
+            digest = digest_json({key: scheduler.config[key] for key in fields})
             a = scheduler.alphas_cumprod.to(torch.float32)
     except WeightsMismatch as error:
         if isinstance(error.__cause__, NotImplementedError):

@@ -6,7 +6,6 @@ batching. Samplers are in `samplers.py`.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,17 +14,18 @@ from torch import Tensor
 from diffprobe.backbones.base import DTYPES, Backbone, Condition, LoadOptions, take_rows
 from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.denoiser_runner import DenoiserRunner, explain_oom, rows_per_pass
-from diffprobe.backbones.device import choose_device, exact, warn_slow_bfloat16
+from diffprobe.backbones.device import choose_device, exact, set_memory_format, warn_slow_bfloat16
 from diffprobe.backbones.families.pixels import reduced_pixels
 from diffprobe.backbones.hooks import Capture
 from diffprobe.backbones.latent_backbone import TextBackbone
-from diffprobe.backbones.loading import load_network, load_whole
+from diffprobe.backbones.loading import load_whole
 from diffprobe.backbones.network_size import module_limit
 from diffprobe.backbones.parts import LATENTS, reduced_latents
 from diffprobe.backbones.pool import make_pool
 from diffprobe.backbones.prompt_plan import CONDITIONAL, PIXELS, REREAD, UNCONDITIONAL, PromptPlan, plan_prompts
 from diffprobe.backbones.samplers import Sampler, make_sampler, reread_key, start_key, step_generators
 from diffprobe.backbones.unet import TextUnet
+from diffprobe.backbones.vae import VaeDecoder
 from diffprobe.config.prompt_schema import PromptExtraction
 from diffprobe.core.errors import ConfigError, NonFinite
 from diffprobe.core.rng import noise_for
@@ -53,14 +53,14 @@ class PromptFeatures:
         options = LoadOptions(dtype=self._dtype, random_seed=plan.read.random_seed, images=False)
         with module_limit(config.max_modules), short:
             backbone = load_whole(checkpoint, plan.read.family, plan.spec, options)
-            self._vae = None
+            self._vae: VaeDecoder | None = None
             if {"images", "controls"} & set(plan.keep):
-                self._vae = load_network("AutoencoderKL", checkpoint.part("vae")).requires_grad_(False).to(self.device)
+                self._vae = VaeDecoder.from_folder(checkpoint.part("vae"))
+                self._vae.vae.to(self.device)
         if plan.is_distilled and isinstance(backbone, TextUnet):
             backbone.embed_guidance(1 + plan.guidance)
         self._format = torch.channels_last if config.channels_last else torch.contiguous_format
-        denoiser: Any = backbone.denoiser  # the stubs of torch do not know memory_format here
-        denoiser.to(memory_format=self._format)
+        set_memory_format(backbone.denoiser, self._format)
         backbone.to(self.device)
         self._backbone: Backbone = backbone
         limit = config.max_rows_per_pass or rows_per_pass(plan.spec.latent_shape)
@@ -231,10 +231,7 @@ class PromptFeatures:
         """
         if self._vae is None:
             raise ConfigError("the decoder was not loaded.", fix="features.keep=[images]")
-        config = self._vae.config
-        unscaled = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        images = torch.cat([self._vae.decode(row[None]).sample for row in unscaled])
-        return (images.float() / 2 + 0.5).clamp(0, 1)
+        return torch.cat([self._vae(row[None]) for row in latents])
 
 
 class _Pass:

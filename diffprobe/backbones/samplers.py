@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffprobe.backbones.base import Checkpoint
+from diffprobe.backbones.noise import SHIFTED, make_schedule
 from diffprobe.backbones.part_config import read_part_config
 from diffprobe.core.errors import BadTimestep, ConfigError, DiffprobeError
 from diffprobe.core.foreign import naming
@@ -88,7 +89,7 @@ def make_sampler(name: str, config: dict[str, Any], steps: int, *, where: Path |
 
     kind, settings = SAMPLERS[name]
     with naming(where, f"a scheduler that {kind} can be made from"):
-        scheduler = getattr(diffusers, kind).from_config(config, **settings)
+        scheduler = getattr(diffusers, kind).from_config(_with_plain_betas(config, where), **settings)
     try:
         scheduler.set_timesteps(steps, device=device)
     except (DiffprobeError, MemoryError):
@@ -105,6 +106,18 @@ def make_sampler(name: str, config: dict[str, Any], steps: int, *, where: Path |
             fix="another number of sampling.steps, or sampling.sampler=ddim",
         )
     return Sampler(scheduler, takes_generator=name == "lcm")
+
+
+def _with_plain_betas(config: dict[str, Any], where: Path | str) -> dict[str, Any]:
+    """Return a scheduler config whose betas alone state its forward process, before a rescaling to zero terminal SNR.
+
+    The samplers do not know `snr_shift_scale` of CogVideoX.
+    """
+    if not str(config.get("_class_name")).startswith(SHIFTED):
+        return config
+    a = make_schedule({**config, "rescale_betas_zero_snr": False}, where=where).signal.double() ** 2
+    betas = 1 - a / torch.cat([a.new_ones(1), a[:-1]])
+    return {**config, "num_train_timesteps": len(betas), "trained_betas": betas.tolist()}
 
 
 def check_timesteps(asked: Sequence[int], grid: Sequence[int], *, name: str) -> None:

@@ -30,6 +30,9 @@ _UNUSED = {
     "AutoencoderDC": ("decoder",),
     "AutoencoderKLFlux2": ("decoder", "post_quant_conv"),
     "AutoencoderKLQwenImage": ("decoder", "post_quant_conv"),
+    "AutoencoderKLWan": ("decoder", "post_quant_conv"),
+    "AutoencoderKLCogVideoX": ("decoder", "post_quant_conv"),
+    "AutoencoderKLLTXVideo": ("decoder",),
     "AutoencoderKLEdm2": ("decoder", "post_quant_conv"),
 }
 """Parts of an autoencoder that encoding does not run, by its class in diffusers."""
@@ -41,6 +44,9 @@ _CHANNELS = {
     "AutoencoderDC": ("latent_channels", 32),
     "AutoencoderKLFlux2": ("latent_channels", 32),
     "AutoencoderKLQwenImage": ("z_dim", 16),
+    "AutoencoderKLWan": ("z_dim", 16),
+    "AutoencoderKLCogVideoX": ("latent_channels", 16),
+    "AutoencoderKLLTXVideo": ("latent_channels", 128),
     "AutoencoderKLEdm2": ("latent_channels", 4),
 }
 """Key of the latent channels in the config of each class, and their number if the config states none."""
@@ -50,9 +56,16 @@ _LEVELS = {
     "AutoencoderDC": ("encoder_block_out_channels", 6),
     "AutoencoderKLFlux2": ("block_out_channels", 4),
     "AutoencoderKLQwenImage": ("dim_mult", 4),
+    "AutoencoderKLWan": ("dim_mult", 4),
+    "AutoencoderKLCogVideoX": ("block_out_channels", 4),
+    "AutoencoderKLLTXVideo": ("block_out_channels", 4),
     "AutoencoderKLEdm2": ("block_out_channels", 1),
 }
 """Key of the levels in the config of each class, and their number if the config states none."""
+_BY_CHANNEL = ("AutoencoderKLQwenImage", "AutoencoderKLWan")
+"""Autoencoders for video whose latents are normalised with the means and deviations of their config."""
+VIDEO_VAES = (*_BY_CHANNEL, "AutoencoderKLCogVideoX", "AutoencoderKLLTXVideo")
+"""Autoencoders for video, which get an image as their only frame."""
 EDM2_MEAN, EDM2_STD = (5.81, 3.25, 0.12, -2.15), (4.17, 4.62, 3.71, 3.28)
 """Statistics by channel of the latents that EDM2 was trained on (`training/encoders.py` of its code)."""
 _UNSHIFTED = ("Kandinsky5T2IPipeline",)
@@ -115,10 +128,11 @@ class Flux2Encoder(VaeEncoder):
         return (places - mean) / std
 
 
-class QwenEncoder(VaeEncoder):
-    """Frozen encoder of an AutoencoderKLQwenImage, a video autoencoder that gets the image as its only frame.
+class FrameEncoder(VaeEncoder):
+    """Frozen encoder of an autoencoder in `VIDEO_VAES`, which gets the image as its only frame.
 
-    Latents are normalised by channel, with the means and deviations of its config.
+    Latents are normalised by channel, with the means and deviations of its config or (LTX) its weights, or scaled if it
+    has none.
     """
 
     def _encode(self, x: Tensor) -> Tensor:
@@ -152,9 +166,13 @@ def _batch_norm(vae: Any) -> tuple[Float[Tensor, "1 channels 1 1"], Float[Tensor
 
 def _channel_statistics(vae: Any) -> tuple[Float[Tensor, "1 channels 1 1"], Float[Tensor, "1 channels 1 1"]]:
     config, device = vae.config, next(vae.parameters()).device
-    mean, std = (
-        torch.tensor(list(x), device=device).reshape(1, -1, 1, 1) for x in (config.latents_mean, config.latents_std)
-    )
+    if type(vae).__name__ in _BY_CHANNEL:
+        given = config.latents_mean, config.latents_std
+    elif type(vae).__name__ == "AutoencoderKLLTXVideo":
+        given = vae.latents_mean, vae.latents_std.float() / config.scaling_factor
+    else:
+        given = [0.0], [1 / config.scaling_factor]
+    mean, std = (torch.as_tensor(x, device=device).float().reshape(1, -1, 1, 1) for x in given)
     return mean, std
 
 
@@ -200,15 +218,19 @@ class Flux2Decoder(VaeDecoder):
         return pixel_shuffle(latents * std + mean, FLUX2_PATCH)
 
 
-class QwenDecoder(VaeDecoder):
-    """Frozen decoder of an AutoencoderKLQwenImage; see `QwenEncoder`."""
+class FrameDecoder(VaeDecoder):
+    """Frozen decoder of an autoencoder in `VIDEO_VAES`; see `FrameEncoder`.
+
+    One that takes the noise level of its latents (LTX 0.9.1) gets 0, the default of the pipeline.
+    """
 
     def _unscale(self, latents: Tensor) -> Tensor:
         mean, std = _channel_statistics(self.vae)
         return latents * std + mean
 
     def _decode(self, z: Tensor) -> Tensor:
-        found: Tensor = self.vae.decode(z[:, :, None]).sample[:, :, 0]
+        clean = [z.new_zeros(len(z))] if getattr(self.vae.config, "timestep_conditioning", False) else []
+        found: Tensor = self.vae.decode(z[:, :, None], *clean).sample[:, :, 0]
         return found
 
 
@@ -226,13 +248,13 @@ class Edm2Decoder(VaeDecoder):
 _ENCODERS: dict[str, type[VaeEncoder]] = {
     "AutoencoderDC": DcEncoder,
     "AutoencoderKLFlux2": Flux2Encoder,
-    "AutoencoderKLQwenImage": QwenEncoder,
+    **dict.fromkeys(VIDEO_VAES, FrameEncoder),
     "AutoencoderKLEdm2": Edm2Encoder,
 }
 """Encoders by the class of the autoencoder; all others are an AutoencoderKL."""
 _DECODERS: dict[str, type[VaeDecoder]] = {
     "AutoencoderKLFlux2": Flux2Decoder,
-    "AutoencoderKLQwenImage": QwenDecoder,
+    **dict.fromkeys(VIDEO_VAES, FrameDecoder),
     "AutoencoderKLEdm2": Edm2Decoder,
 }
 
@@ -259,8 +281,8 @@ def latent_geometry(folder: Path, kind: str = "AutoencoderKL") -> tuple[int, int
     config = read_part_config(path)
     if config.get("_class_name") != kind:
         raise WeightsMismatch(f"the VAE in '{folder}' is a {config.get('_class_name')}; this family takes {kind}.")
-    if kind == "AutoencoderKLQwenImage":
-        _check_statistics(config, path)
+    if kind in _BY_CHANNEL:
+        _check_statistics(config, path, kind)
     elif config.get("latents_mean") is not None or config.get("latents_std") is not None:
         raise WeightsMismatch(
             f"the VAE in '{folder}' normalises latents by channel, which this family does not support."
@@ -275,6 +297,10 @@ def latent_geometry(folder: Path, kind: str = "AutoencoderKL") -> tuple[int, int
             f"'{path}': {key} is {str(levels)[:80]}.", f"allowed: a list of 1 to {_MAX_LEVELS} widths"
         )
     factor = 2 ** (len(levels) - 1)
+    if kind == "AutoencoderKLWan":
+        return channels, _wan_factor(config, path, factor)
+    if kind == "AutoencoderKLLTXVideo":
+        return channels, _ltx_factor(config, path)
     if kind != "AutoencoderKLFlux2":
         return channels, factor
     if list(config.get("patch_size", [FLUX2_PATCH] * 2)) != [FLUX2_PATCH] * 2:
@@ -284,9 +310,42 @@ def latent_geometry(folder: Path, kind: str = "AutoencoderKL") -> tuple[int, int
     return channels * FLUX2_PATCH**2, factor * FLUX2_PATCH
 
 
-def _check_statistics(config: Mapping[str, Any], path: Path) -> None:
-    """Check the means and deviations of the latents of an AutoencoderKLQwenImage. Raises: WeightsMismatch."""
-    key, default = _CHANNELS["AutoencoderKLQwenImage"]
+def _wan_factor(config: Mapping[str, Any], path: Path, factor: int) -> int:
+    """Return the factor of an AutoencoderKLWan that puts places of the image side by side before its levels.
+
+    Raises: WeightsMismatch if it is not the factor for which its pipeline makes latents.
+    """
+    patch = 1 if config.get("patch_size") is None else positive(config, "patch_size", 1, where=path)
+    stated, taken = (positive(config, *pair, where=path) for pair in (("scale_factor_spatial", 8), ("in_channels", 3)))
+    if stated != factor * patch or taken != 3 * patch**2:
+        raise WeightsMismatch(
+            f"'{path}': scale_factor_spatial is {stated}, and in_channels {taken}.",
+            f"allowed: {factor * patch} and {3 * patch**2}, by its levels and its patch_size",
+        )
+    return stated
+
+
+def _ltx_factor(config: Mapping[str, Any], path: Path) -> int:
+    """Return the factor of an AutoencoderKLLTXVideo, which puts places side by side before some of its levels halve.
+
+    Raises: WeightsMismatch for another kind of levels, and if it states another factor.
+    """
+    kinds = set(config.get("down_block_types", ["LTXVideoDownBlock3D"]))
+    factor = positive(config, "patch_size", 4, where=path) * 2 ** sum(
+        map(bool, config.get("spatio_temporal_scaling", (True, True, True, False)))
+    )
+    stated = config.get("spatial_compression_ratio")
+    if kinds != {"LTXVideoDownBlock3D"} or stated not in (None, factor):
+        raise WeightsMismatch(
+            f"'{path}' has {', '.join(sorted(map(str, kinds)))}, and spatial_compression_ratio is {stated}.",
+            f"allowed: LTXVideoDownBlock3D, as up to LTX-Video 0.9.1, and {factor}",
+        )
+    return factor
+
+
+def _check_statistics(config: Mapping[str, Any], path: Path, kind: str) -> None:
+    """Check the means and deviations of the latents of an autoencoder for video. Raises: WeightsMismatch."""
+    key, default = _CHANNELS[kind]
     n = positive(config, key, default, where=path)
     for name in ("latents_mean", "latents_std"):
         given = config.get(name, [1.0] * default)  # the class has its own

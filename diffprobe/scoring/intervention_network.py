@@ -7,7 +7,6 @@ precision. `intervention_error.py` puts reconstructions of an autoencoder in; `t
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from diffprobe.backbones.base import DTYPES, ConditionInput, LoadOptions, Prediction
 from diffprobe.backbones.denoiser_runner import rows_per_pass
-from diffprobe.backbones.device import choose_device, exact
+from diffprobe.backbones.device import choose_device, exact, set_memory_format
 from diffprobe.backbones.intervention import Splice, replaced
 from diffprobe.backbones.loading import load_whole
 from diffprobe.backbones.noise import PredictionKind
@@ -86,8 +85,7 @@ class InterventionNetwork:
             quantize=plan.backbone.quantize,
         )  # fmt: skip
         self._backbone = load_whole(plan.checkpoint, plan.family, plan.spec, options)
-        denoiser: Any = self._backbone.denoiser  # the stubs of torch do not know memory_format here
-        denoiser.to(memory_format=torch.channels_last)
+        set_memory_format(self._backbone.denoiser, torch.channels_last)
         self._backbone.to(self.device)
 
     @torch.no_grad()

@@ -31,14 +31,18 @@ from tests.backbones.references import OWN, Reference, Step
 
 RESOLUTION = 32
 PROMPTS = ["Red cat", "a photo of the moon"]
-ONE_LENGTH = {"kandinsky5": ["red  cat &amp; dog", "dog &amp; red cat"]}
-"""Prompts of one length in tokens, for pipelines that attend to padding; texts are cleaned."""
+OWN_PROMPTS = {
+    "kandinsky5": ["red  cat &amp; dog", "dog &amp; red cat"],
+    "wan": ["Red  cat &amp; dog", "a photo of the moon"],
+}
+"""Prompts of families that clean texts; of one length in tokens where a pipeline pads them to the longest."""
 CLASSES = [3, 0]
 NO_REFERENCE = {"pixels": "the raw pixels have neither a pipeline nor a network"}
 UNGUIDED = {
     "dit": "its pipeline's null class is 1000, which the tiny transformer does not have",
     "lumina2": "its pipeline runs the empty text in a pass of its own",
     "kandinsky5": "its pipeline runs the empty text in a pass of its own",
+    "wan": "its pipeline runs the empty text in a pass of its own",
 }
 GUIDANCE = {"flux2": 4.0, "z_image": 0.0}
 """Guidance scale of pipelines that are run at another one than 3.5; Z-Image's second pass has the texts first."""
@@ -143,11 +147,13 @@ def run_pipeline(path: str, name: str, conditions: tuple[str, ...]) -> Reference
     def latent(x: Any) -> Tensor:
         if isinstance(x, list):  # Z-Image: one frame of each image
             return torch.stack(x)[:, :, 0]
-        if x.ndim == 5:  # Kandinsky 5: channels of the only frame
-            return x[:, 0].movedim(-1, 1)
+        if x.ndim == 5 and name == "cogvideox":  # the only frame
+            return x[:, 0]
+        if x.ndim == 5:  # Wan, Kandinsky 5: channels of the only frame
+            return x[:, :, 0] if x.shape[2] == 1 else x[:, 0].movedim(-1, 1)
         if x.ndim != 3:
             return x
-        if not hasattr(pipeline, "_unpack_latents"):  # FLUX.2: one latent place is a token
+        if name == "ltx" or not hasattr(pipeline, "_unpack_latents"):  # FLUX.2: one latent place is a token
             return x.transpose(1, 2).unflatten(2, (round(x.shape[1] ** 0.5), -1))
         maps: Tensor = pipeline._unpack_latents(x, RESOLUTION, RESOLUTION, pipeline.vae_scale_factor)
         return maps.flatten(1, 2) if maps.ndim == 5 else maps  # Qwen-Image: channels of the only frame
@@ -166,7 +172,7 @@ def run_pipeline(path: str, name: str, conditions: tuple[str, ...]) -> Reference
 
 
 def _prompts(name: str) -> list[str]:
-    return ONE_LENGTH.get(name, PROMPTS)
+    return OWN_PROMPTS.get(name, PROMPTS)
 
 
 def _arguments(pipeline: Any, name: str) -> dict[str, Any]:
@@ -180,6 +186,7 @@ def _arguments(pipeline: Any, name: str) -> dict[str, Any]:
         "batch_size": len(PROMPTS),
         "height": RESOLUTION,
         "width": RESOLUTION,
+        "num_frames": 1,
         "guidance_scale": 1.0 if name in UNGUIDED else GUIDANCE.get(name, 3.5),
         "num_inference_steps": 4,
         "generator": torch.Generator().manual_seed(0),
@@ -357,7 +364,9 @@ def _rows(network: nn.Module, given: Mapping[str, Any]) -> Rows | None:
 
 
 def _one_frame(x: Tensor) -> Tensor:
-    """Bring `[batch, 1, height, width, channels]` into the layout of maps."""
+    """Bring `[batch, 1, height, width, channels]` and `[batch, channels, 1, height, width]` into the layout of maps."""
+    if x.ndim == 5 and x.shape[2] == 1:
+        return x[:, :, 0]
     return x[:, 0].movedim(-1, 1) if x.ndim == 5 and x.shape[1] == 1 else x
 
 

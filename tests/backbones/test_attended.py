@@ -32,6 +32,11 @@ def test_probabilities_respect_the_mask(kind: str) -> None:
     assert (float(found[0, :, 3:].max()) < 1e-6) == (kind != "none")
 
 
+def test_a_mask_may_differ_between_heads() -> None:
+    q, k, bias = torch.randn(2, 6, 12), torch.randn(2, 5, 12), torch.randn(2, 3, 1, 5)
+    close(Attended(q, k, bias).mean_over_heads(3, probs=True), probs_of_torch(q, k, bias, 3))
+
+
 def test_a_text_among_other_keys_gets_its_share_of_all_of_them() -> None:
     q, k = torch.randn(2, 6, 12), torch.randn(2, 5, 12)
     found = Attended(q, k, None, text=slice(1, 3))

@@ -7,13 +7,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffprobe.backbones.device import choose_device, exact, has_bfloat16
+from diffprobe.backbones.device import choose_device, exact, has_bfloat16, set_memory_format
 from diffprobe.core.errors import ConfigError
 
 
 def test_devices_are_taken_by_name() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_convolutions_over_frames_keep_their_layout() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.Conv3d(4, 8, 3), torch.nn.Linear(4, 8))
+    before = [value.clone() for value in network.parameters()]
+    set_memory_format(network, torch.channels_last)
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert network[1].weight.is_contiguous() and network[2].weight.is_contiguous()
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), before, strict=True))
+    set_memory_format(network, torch.contiguous_format)
+    assert network[0].weight.is_contiguous()
 
 
 @pytest.mark.parametrize(

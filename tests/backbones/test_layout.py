@@ -51,6 +51,14 @@ def test_heads_go_side_by_side_and_text_before_the_image_is_left_out(last: bool)
     assert layout.image(conv, "conv") is conv
 
 
+def test_the_only_frame_of_a_network_for_video_is_a_map() -> None:
+    x = torch.randn(2, 5, 4, 6)  # batch, channels, height, width
+    layout = OutputLayout(size=(4, 6), channels_last="last", frame_third="third")
+    assert torch.equal(layout.image(x.movedim(1, -1)[:, None], "last"), x)
+    assert torch.equal(layout.image(x[:, :, None], "third"), x)
+    assert layout.image(x[:, :, None], "another") is None
+
+
 def test_channels_may_stand_before_the_tokens() -> None:
     x = torch.randn(2, 16, 4, 4)  # as many channels as places: only the pattern tells them apart
     layout = OutputLayout(size=(8, 8), channels_first=r".*\.group_norm")

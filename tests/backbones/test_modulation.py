@@ -13,17 +13,20 @@ from torch import Tensor, nn
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import (
     auraflow,
+    cogvideox,
     dit,
     flux,
     flux2,
     hidream,
     hunyuandit,
     kandinsky5,
+    ltx,
     pixart,
     qwen_image,
     sana,
     sd3,
     sit,
+    wan,
 )
 from diffprobe.backbones.modulation import may_modulate, modulate, modulation_layer
 from diffprobe.backbones.taps import list_taps
@@ -46,20 +49,24 @@ CASES = [
     (hunyuandit, "blocks.1", lambda output: output),
     (hunyuandit, "blocks.3", lambda output: output),  # with a skip connection
     (kandinsky5, "visual_transformer_blocks.1", lambda output: output),
+    (wan, "blocks.1", lambda output: output),
+    (ltx, "transformer_blocks.1", lambda output: output),
+    (cogvideox, "transformer_blocks.1", lambda output: output[0]),
     (hidream, "double_stream_blocks.1.block", lambda output: output[0]),
     (hidream, "single_stream_blocks.1.block", lambda output: output[:, :64]),  # the image comes first
 ]
 """Family, block, and where the image tokens are in its output."""
 
 
-SIDES = {kandinsky5: 64, hidream: 32}
+SIDES = {kandinsky5: 64, hidream: 32, wan: 32}
 """Resolutions of families whose own is large."""
 
 
 def again(block: Any, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
     """Return what the block's own first normalisation makes of tokens under the conditioning of a pass."""
-    if getattr(block, "scale_shift_table", None) is not None:  # PixArt, Sana
-        parts = block.scale_shift_table[None] + kwargs["timestep"].reshape(len(tokens), 6, -1)
+    if getattr(block, "scale_shift_table", None) is not None:  # PixArt, Sana, LTX; Wan, whose table has a row axis
+        timestep = kwargs["temb"] if "temb" in kwargs else kwargs["timestep"]
+        parts = block.scale_shift_table.reshape(1, 6, -1) + timestep.reshape(len(tokens), 6, -1)
         shift, scale = parts.chunk(6, dim=1)[:2]
         return block.norm1(tokens) * (1 + scale) + shift
     if (given := kwargs.get("temb_mod_img", kwargs.get("temb_mod"))) is not None:  # FLUX.2
@@ -80,6 +87,8 @@ def again(block: Any, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
     if kwargs.get("class_labels") is not None:  # DiT
         return block.norm1(tokens, kwargs["timestep"], kwargs["class_labels"], hidden_dtype=tokens.dtype)[0]
     norm = block.norm1 if hasattr(block, "norm1") else block.norm
+    if type(norm).__name__.startswith("CogVideoX"):
+        return norm(tokens, kwargs["encoder_hidden_states"], kwargs["temb"])[0]
     found = norm(tokens, emb=kwargs["temb"])
     return found if isinstance(found, Tensor) else found[0]  # HunyuanDiT: a shift alone
 
@@ -126,3 +135,10 @@ def test_blocks_without_adaln_have_no_such_readout(tiny_sd: Path) -> None:
 def test_a_constant_added_to_all_channels_and_their_scale_change_nothing() -> None:
     x, shift, scale = torch.randn(2, 8, 3, 3), torch.randn(2, 8), torch.randn(2, 8)
     torch.testing.assert_close(modulate(50 * x + 7, shift, scale), modulate(x, shift, scale), atol=1e-4, rtol=1e-4)
+
+
+def test_an_rms_norm_leaves_the_mean_in() -> None:
+    x, shift, scale = torch.randn(2, 8, 3, 3) + 1, torch.randn(2, 8), torch.randn(2, 8)
+    normed = x / (x.pow(2).mean(1, keepdim=True) + 1e-6).sqrt()
+    expected = normed * (1 + scale)[..., None, None] + shift[..., None, None]
+    torch.testing.assert_close(modulate(x, shift, scale, centred=False), expected, atol=1e-5, rtol=0)

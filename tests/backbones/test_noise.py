@@ -47,6 +47,22 @@ def test_flows_follow_their_closed_form_whatever_their_shift(sampler: str) -> No
     torch.testing.assert_close(schedule.noise.double(), s, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("rescaled", [False, True])
+@pytest.mark.parametrize("sampler", ["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"])
+def test_the_noise_of_cogvideox_has_its_shifted_ratio(sampler: str, rescaled: bool) -> None:
+    shipped = getattr(diffusers, sampler)(**BETAS, rescale_betas_zero_snr=rescaled, snr_shift_scale=3.0)
+    schedule = make_schedule(dict(shipped.config) | {"_class_name": sampler})
+    clean, noise = torch.randn(2, 6, 4, 8, 8)
+    timesteps = torch.tensor([0, 1, 25, 261, 500, 999])
+    expected = shipped.add_noise(clean, noise, timesteps)
+    torch.testing.assert_close(schedule.add(clean, noise, timesteps), expected, atol=1e-6, rtol=1e-6)
+    plain = make_schedule({"num_train_timesteps": 1000, **BETAS, "rescale_betas_zero_snr": rescaled})
+    if not rescaled:
+        assert schedule.snr(261) == pytest.approx(plain.snr(261) / 3, rel=1e-4)
+    assert schedule.digest != plain.digest
+    assert make_schedule({**shipped.config, "_class_name": sampler, "snr_shift_scale": 1.0}).digest != schedule.digest
+
+
 def test_noise_follows_the_closed_form() -> None:
     schedule = make_schedule({"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, **BETAS})
     root = [math.sqrt(0.00085) + (math.sqrt(0.012) - math.sqrt(0.00085)) * i / 999 for i in range(1000)]

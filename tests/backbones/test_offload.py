@@ -14,6 +14,7 @@ from diffprobe.backbones.base import LoadOptions
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import (
     auraflow,
+    cogvideox,
     describe,
     dit,
     edm,
@@ -23,6 +24,7 @@ from diffprobe.backbones.families import (
     hidream,
     hunyuandit,
     kandinsky5,
+    ltx,
     lumina2,
     pixart,
     qwen_image,
@@ -31,6 +33,7 @@ from diffprobe.backbones.families import (
     sd_unet,
     sit,
     unet2d,
+    wan,
     z_image,
 )  # fmt: skip
 from diffprobe.backbones.loading import load_whole
@@ -40,8 +43,8 @@ from diffprobe.backbones.taps import list_taps
 from diffprobe.core.errors import ConfigError
 
 FAMILIES = [
-    auraflow, dit, edm, edm2, flux, flux2, hidream, hunyuandit, kandinsky5, lumina2, pixart, qwen_image, sana, sd3,
-    sd_unet, sit, unet2d, z_image,
+    auraflow, cogvideox, dit, edm, edm2, flux, flux2, hidream, hunyuandit, kandinsky5, ltx, lumina2, pixart,
+    qwen_image, sana, sd3, sd_unet, sit, unet2d, wan, z_image,
 ]  # fmt: skip
 KEYS = ["a", "b"]
 INDEX = "model_index.json"

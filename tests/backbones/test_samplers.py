@@ -51,6 +51,16 @@ def test_a_perfect_prediction_ends_at_the_clean_latents(name: str) -> None:
     torch.testing.assert_close(latents, clean, atol=2e-3 if name == "lcm" else 1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("name", list(SAMPLERS))
+def test_the_shifted_ratio_of_cogvideox_is_that_of_every_sampler(name: str) -> None:
+    shipped = diffusers.CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    assert shipped.config.snr_shift_scale == 3.0
+    config = {key: value for key, value in shipped.config.items() if key[0] != "_"}
+    config["_class_name"] = "CogVideoXDDIMScheduler"
+    found = make_sampler(name, config, 4, where="toy", device=CPU)._scheduler.alphas_cumprod
+    torch.testing.assert_close(found[:-1].double(), shipped.alphas_cumprod[:-1], atol=1e-5, rtol=0)
+
+
 def test_noise_of_steps_depends_on_seed_and_number_alone() -> None:
     def draw(seed: int, numbers: list[int]) -> list[float]:
         return [float(torch.randn(1, generator=g)) for g in step_generators(seed, numbers)]

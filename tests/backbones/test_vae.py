@@ -1,12 +1,21 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from diffprobe.backbones.testing.tiny_transformer import tiny_dc, tiny_flux2_vae, tiny_qwen_vae, tiny_vae
+from diffprobe.backbones.testing.tiny_transformer import (
+    tiny_cogvideox_vae,
+    tiny_dc,
+    tiny_flux2_vae,
+    tiny_ltx_vae,
+    tiny_qwen_vae,
+    tiny_vae,
+    tiny_wan_vae,
+)
 from diffprobe.backbones.vae import (
     EDM2_MEAN,
     EDM2_STD,
@@ -77,13 +86,20 @@ def test_latents_of_flux2_are_those_of_the_pipeline_and_are_taken_back(images: T
     assert not placeholder.vae.state_dict()
 
 
+@pytest.mark.parametrize(
+    ("make", "settings", "factor"),
+    [(tiny_qwen_vae, {}, 2), (tiny_wan_vae, {}, 2), (tiny_wan_vae, {"patch": 2}, 4)],
+    ids=["Qwen-Image", "Wan 2.1", "Wan 2.2"],
+)
 @torch.no_grad()
-def test_latents_of_qwen_image_are_normalised_by_channel_and_are_taken_back(images: Tensor, tmp_path: Path) -> None:
+def test_latents_of_one_frame_are_normalised_by_channel_and_are_taken_back(
+    make: Any, settings: dict[str, int], factor: int, images: Tensor, tmp_path: Path
+) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        whole = tiny_qwen_vae().eval()
+        whole = make(**settings).eval()
     whole.save_pretrained(tmp_path)
-    assert latent_geometry(tmp_path, "AutoencoderKLQwenImage") == (4, 2)
+    assert latent_geometry(tmp_path, type(whole).__name__) == (4, factor)
     mode = whole.encode(images[:, :, None] * 2 - 1).latent_dist.mode()
     mean, std = (torch.tensor(x)[:, None, None] for x in (whole.config.latents_mean, whole.config.latents_std))
     encoder = load_vae_encoder(tmp_path, dtype=torch.float32)
@@ -91,6 +107,48 @@ def test_latents_of_qwen_image_are_normalised_by_channel_and_are_taken_back(imag
     torch.testing.assert_close(found, (mode[:, :, 0] - mean) / std, atol=1e-5, rtol=1e-5)
     assert not [name for name in encoder.vae.state_dict() if "decoder" in name or "post_quant" in name]
     back = (whole.decode(mode).sample[:, :, 0] / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(VaeDecoder.from_folder(tmp_path)(found), back, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_latents_of_cogvideox_are_one_scaled_frame_and_are_taken_back(images: Tensor, tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        whole = tiny_cogvideox_vae().eval()
+    whole.save_pretrained(tmp_path)
+    assert latent_geometry(tmp_path, "AutoencoderKLCogVideoX") == (4, 2)
+    mode = whole.encode(images[:, :, None] * 2 - 1).latent_dist.mode()
+    encoder = load_vae_encoder(tmp_path, dtype=torch.float32)
+    found = encoder(images)
+    torch.testing.assert_close(found, mode[:, :, 0] * whole.config.scaling_factor, atol=1e-5, rtol=1e-5)
+    assert not [name for name in encoder.vae.state_dict() if "decoder" in name]
+    back = (whole.decode(mode).sample[:, :, 0] / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(VaeDecoder.from_folder(tmp_path)(found), back, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+@torch.no_grad()
+def test_latents_of_ltx_are_normalised_as_in_the_pipeline_and_are_taken_back(
+    conditioned: bool, images: Tensor, tmp_path: Path
+) -> None:
+    from diffusers import LTXPipeline
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        whole = tiny_ltx_vae(conditioned=conditioned).eval()
+        for name, weight in whole.named_parameters():
+            if "scale_shift_table" in name or "per_channel" in name:
+                torch.nn.init.normal_(weight, std=0.1)
+    whole.save_pretrained(tmp_path)
+    assert latent_geometry(tmp_path, "AutoencoderKLLTXVideo") == (4, 4)
+    mode = whole.encode(images[:, :, None] * 2 - 1).latent_dist.mode()
+    expected = LTXPipeline._normalize_latents(mode, whole.latents_mean, whole.latents_std, whole.config.scaling_factor)
+    encoder = load_vae_encoder(tmp_path, dtype=torch.float32)
+    found = encoder(images)
+    torch.testing.assert_close(found, expected[:, :, 0], atol=1e-5, rtol=1e-5)
+    assert not [name for name in encoder.vae.state_dict() if "decoder" in name]
+    times = torch.zeros(len(images)) if conditioned else None
+    back = (whole.decode(mode, times).sample[:, :, 0] / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(VaeDecoder.from_folder(tmp_path)(found), back, atol=1e-4, rtol=0)
 
 

@@ -158,7 +158,7 @@ def _template() -> tuple[str, int]:
     return made.prompt_template, made.prompt_template_encode_start_idx
 
 
-def _clean(prompt: str) -> str:
+def clean(prompt: str) -> str:
     """Return a text without HTML entities and repeated spaces, as in the pipeline where ftfy is not installed."""
     return " ".join(html.unescape(html.unescape(prompt)).split())
 
@@ -266,7 +266,7 @@ class Kandinsky5(TextBackbone):
         prediction: PredictionKind,
     ) -> None:
         def encode(prompts: list[str]) -> Condition:
-            cleaned = [_clean(prompt) for prompt in prompts]
+            cleaned = [clean(prompt) for prompt in prompts]
             tokens = text.tokens([template.format(prompt) for prompt in cleaned])
             states, mask = text.hidden(tokens)[-1][:, dropped:], tokens.attention_mask[:, dropped:]
             return {"states": states * mask[..., None], "mask": mask, "pooled": clip(cleaned).pooler_output}

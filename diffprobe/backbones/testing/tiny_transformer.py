@@ -148,3 +148,84 @@ def tiny_qwen_vae(*, latent_channels: int = 4) -> Any:
         latents_mean=[0.1 * i for i in range(latent_channels)],
         latents_std=[0.1 + 0.1 * i for i in range(latent_channels)],
     )
+
+
+def tiny_wan_vae(*, latent_channels: int = 4, patch: int | None = None) -> Any:
+    """Draw an AutoencoderKLWan that halves a side.
+
+    Args:
+        latent_channels: channels of its latents.
+        patch: places per side that are put side by side before, as in Wan 2.2; a side is reduced by that factor, too.
+    """
+    import diffusers
+
+    factor = patch or 1
+    return diffusers.AutoencoderKLWan(
+        base_dim=8,
+        z_dim=latent_channels,
+        dim_mult=[1, 2] if patch is None else [1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[True],
+        latents_mean=[0.1 * i for i in range(latent_channels)],
+        latents_std=[0.1 + 0.1 * i for i in range(latent_channels)],
+        is_residual=patch is not None,
+        in_channels=3 * factor**2,
+        out_channels=3 * factor**2,
+        patch_size=patch,
+        scale_factor_temporal=2,
+        scale_factor_spatial=2 * factor,
+    )
+
+
+def tiny_cogvideox_vae(*, latent_channels: int = 4) -> Any:
+    """Draw an AutoencoderKLCogVideoX that halves a side.
+
+    Args:
+        latent_channels: channels of its latents.
+    """
+    import diffusers
+
+    return diffusers.AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 2,
+        up_block_types=("CogVideoXUpBlock3D",) * 2,
+        block_out_channels=(8, 16),
+        latent_channels=latent_channels,
+        layers_per_block=1,
+        norm_num_groups=4,
+        temporal_compression_ratio=2,
+        sample_height=32,
+        sample_width=48,
+        scaling_factor=6.0,  # brings the random latents near unit variance
+        force_upcast=False,
+    )
+
+
+def tiny_ltx_vae(*, latent_channels: int = 4, conditioned: bool = False) -> Any:
+    """Draw an AutoencoderKLLTXVideo that reduces a side by 4, with statistics of its latents other than 0 and 1.
+
+    Args:
+        latent_channels: channels of its latents.
+        conditioned: make its decoder take the noise level of the latents.
+    """
+    import diffusers
+    import torch
+
+    vae: Any = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=latent_channels,
+        block_out_channels=(8, 16),
+        down_block_types=("LTXVideoDownBlock3D",) * 2,
+        decoder_block_out_channels=(16, 16),
+        layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        spatio_temporal_scaling=(True, False),
+        decoder_spatio_temporal_scaling=(True, False),
+        decoder_inject_noise=(False, False, False),
+        downsample_type=("conv", "conv"),
+        upsample_residual=(False, False),
+        upsample_factor=(1, 1),
+        timestep_conditioning=conditioned,
+        patch_size=2,
+    )
+    vae.latents_mean.copy_(0.1 * torch.randn(latent_channels))
+    vae.latents_std.copy_(0.3 + 0.2 * torch.rand(latent_channels))
+    return vae

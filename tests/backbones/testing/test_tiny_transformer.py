@@ -3,7 +3,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffprobe.backbones.testing.tiny_transformer import tiny_dc, tiny_flux2_vae, tiny_qwen_vae, tiny_t5, tiny_vae
+from diffprobe.backbones.testing.tiny_transformer import (
+    tiny_cogvideox_vae,
+    tiny_dc,
+    tiny_flux2_vae,
+    tiny_ltx_vae,
+    tiny_qwen_vae,
+    tiny_t5,
+    tiny_vae,
+    tiny_wan_vae,
+)
 
 
 def test_a_tokenizer_knows_words_and_letters_and_ends_a_text(tmp_path: Path) -> None:
@@ -41,3 +50,21 @@ def test_the_vae_of_flux2_has_statistics_of_its_own() -> None:
 def test_the_vae_of_qwen_image_takes_frames() -> None:
     vae = tiny_qwen_vae(latent_channels=8)
     assert vae.encode(torch.zeros(1, 3, 1, 32, 32)).latent_dist.mode().shape == (1, 8, 1, 16, 16)
+
+
+@pytest.mark.parametrize(("patch", "side"), [(None, 16), (2, 8)])
+def test_the_vae_of_wan_may_put_places_side_by_side(patch: int | None, side: int) -> None:
+    vae = tiny_wan_vae(latent_channels=8, patch=patch)
+    assert vae.encode(torch.zeros(1, 3, 1, 32, 32)).latent_dist.mode().shape == (1, 8, 1, side, side)
+
+
+def test_the_vae_of_cogvideox_takes_frames() -> None:
+    vae = tiny_cogvideox_vae(latent_channels=8)
+    assert vae.encode(torch.zeros(1, 3, 1, 32, 32)).latent_dist.mode().shape == (1, 8, 1, 16, 16)
+
+
+def test_the_vae_of_ltx_has_statistics_of_its_own() -> None:
+    vae = tiny_ltx_vae(latent_channels=8)
+    assert vae.encode(torch.zeros(1, 3, 1, 32, 32)).latent_dist.mode().shape == (1, 8, 1, 8, 8)
+    assert vae.latents_mean.shape == (8,) and float(vae.latents_mean.abs().min()) > 0
+    assert float(vae.latents_std.max()) < 1
