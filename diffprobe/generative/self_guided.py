@@ -57,6 +57,7 @@ class SelfGuided(DenoiserModule):
         """Steps, and the entropy of the use of prototypes in nats."""
         self._mid: tuple[Tensor, Tensor] | None = None
         self._shares = torch.zeros(settings.n, dtype=torch.long)
+        self._statistics: dict[str, Tensor] = {}
         if settings.random_network:
             denoiser, texts = super().trained_parts()
             for part in (denoiser, *texts):
@@ -110,6 +111,7 @@ class SelfGuided(DenoiserModule):
         """Count assignments anew, with statistics of BatchNorm of the weights that are validated."""
         self._shares.zero_()
         self.prototypes.measure_statistics(self._training_features())
+        self._statistics = {name: value.clone() for name, value in self.prototypes.head.named_buffers()}
 
     @torch.no_grad()
     def _training_features(self) -> Iterator[Float[Tensor, "_ d_in"]]:
@@ -184,8 +186,13 @@ class SelfGuided(DenoiserModule):
             nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def save(self, folder: Path) -> None:
-        """Write the pipeline and, next to its parts, the prototypes; collapsed clusters are logged as a warning."""
+        """Write the pipeline and, next to its parts, the prototypes; collapsed clusters are logged as a warning.
+
+        Prototypes get the statistics of the last validation: the callback that averages weights restores those of the
+        training.
+        """
         super().save(folder)
+        self.prototypes.head.load_state_dict(self._statistics, strict=False)
         save_prototypes(folder, self.prototypes, self.facts)
         if self.facts["collapsed"]:
             _log.warning("%s", describe_collapse(self.facts))
