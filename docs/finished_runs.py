@@ -12,11 +12,18 @@ from diffprobe.core.result import RESULT_FILE, read_result
 
 
 def trained(config: Any) -> Path:
-    """Return the folder of the run of a part of a diffusion model, trained now unless it is finished."""
-    from diffprobe.runs.train_generative import run_dir_of, train_generative
+    """Return the folder of the run of a part of a diffusion model, trained now unless it is finished with these inputs.
+
+    Raises: what training raises; ConfigError for an interrupted run with other inputs.
+    """
+    from diffprobe.runs.train_generative import inputs_of, run_dir_of, train_generative
 
     folder = run_dir_of(config)
-    return folder if (folder / RESULT_FILE).is_file() else train_generative(config).parent
+    if (folder / RESULT_FILE).is_file():
+        read = read_result(folder / RESULT_FILE).artifacts
+        if all(read.get(name) == digest for name, digest in inputs_of(config).items()):
+            return folder
+    return train_generative(config).parent
 
 
 def evaluated(config: Any, evaluate: Callable[[Any], Path]) -> Path:

@@ -24,10 +24,11 @@ def script() -> Any:
     return module
 
 
-def finish(config: Any, folder: Path) -> Path:
+def finish(config: Any, folder: Path, inputs: dict[str, str] | None = None) -> Path:
     tree = {key: value for key, value in record_tree(config).items() if key != "output"}
     result = make_result(
-        run="r", experiment=config.experiment, kind="k", config=tree, seeds={}, metrics=[], started_at=StartTime.now()
+        run="r", experiment=config.experiment, kind="k", config=tree, seeds={}, metrics=[], started_at=StartTime.now(),
+        artifacts=inputs or {},
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     write_result(result, folder / RESULT_FILE)
@@ -57,7 +58,10 @@ def test_a_run_is_trained_once(script: Any, tmp_path: Path, monkeypatch: pytest.
 
     def train(config: Any) -> Path:
         trained.append(run_dir_of(config))
-        return finish(config, trained[-1])
+        return finish(config, trained[-1], {"input:clusters": "a"})
 
     monkeypatch.setattr("diffprobe.runs.train_generative.train_generative", train)
+    monkeypatch.setattr("diffprobe.runs.train_generative.inputs_of", lambda _config: {"input:clusters": "a"})
     assert script.trained(config) == script.trained(config) == run_dir_of(config) and len(trained) == 1
+    monkeypatch.setattr("diffprobe.runs.train_generative.inputs_of", lambda _config: {"input:clusters": "b"})
+    assert script.trained(config) == run_dir_of(config) and len(trained) == 2  # the inputs have changed since
