@@ -67,7 +67,7 @@ def planted_run(
         backbone=SimpleNamespace(path="models/tiny"), seed=0,
         data=SimpleNamespace(path="sets/planted", caps=None, train_split="train"),
     )  # fmt: skip
-    result = SimpleNamespace(run="0123", experiment="planted/sae", artifacts={}, seeds={})
+    result = SimpleNamespace(run="0123", experiment="planted/sae", artifacts={}, seeds={}, config={}, metrics=[])
     trained = cast(TrainedRun, SimpleNamespace(config=config, result=result, folder=Path("planted")))
     return ExploredRun(
         trained=trained, sae=sae or planted_sae(), cells=cells, split="test", features=features, seeds=seeds
