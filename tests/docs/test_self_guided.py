@@ -11,6 +11,7 @@ import torch
 
 from diffprobe.config.compose import load
 from diffprobe.config.parse import record_tree
+from diffprobe.generative.self_guided import STATISTICS_BATCHES
 from tests.docs.markdown import ROOT
 
 
@@ -35,21 +36,37 @@ def test_the_page_has_the_recorded_numbers(script: ModuleType) -> None:
 
 
 def test_the_statements_are_those_of_the_recorded_numbers(script: ModuleType) -> None:
-    tree = json.loads(script.OUT.read_text("utf-8"))
-    for found in tree["clusters"]["released"].values():
-        ami = {name: values["ami"] for name, values in found["agreements"].items()}
-        place = ami.pop("place")
-        others = {name: low for name, (low, _) in place["differences"].items() if name != "kmeans_features"}
-        assert len(others) == 3 and min(others.values()) > 0.05 and place["prototypes"] > 0.35
-        assert max(values["prototypes"] for values in ami.values()) < 0.05
-        assert all(ami[name]["differences"]["kmeans_features"][1] < 0 for name in ("role", "size", "side"))
-    baselines = [found[script.BASELINE] for found in tree["conditions"].values()]
+    tree, page = json.loads(script.OUT.read_text("utf-8")), " ".join(script.PAGE.read_text("utf-8").split())
+    assert f"on {STATISTICS_BATCHES} training batches" in page
+    beyond = {form: {"above": 0, "below": 0} for form in script.FORMS}
+    more_of_side = 0
+    for form, runs in tree["clusters"].items():
+        for found in runs.values():
+            ami = {name: values["ami"] for name, values in found["agreements"].items()}
+            place = ami.pop("place")
+            low, high = place["differences"].pop("kmeans_features")
+            beyond[form]["above"] += low > 0
+            beyond[form]["below"] += high < 0
+            assert len(place["differences"]) == (3 if form == "released" else 2)
+            assert min(low for low, _ in place["differences"].values()) > 0.05
+            assert max(values["prototypes"] for values in ami.values()) < 0.07 and not found["collapsed"]
+            if form == "released":
+                assert all(ami[name]["differences"]["kmeans_features"][1] < 0 for name in ("role", "size"))
+                more_of_side += ami["side"]["differences"]["kmeans_features"][1] < 0
+    assert beyond == {"released": {"above": 2, "below": 1}, "described": {"above": 2, "below": 0}} and more_of_side == 2
+    of_place = [one["agreements"]["place"]["ami"]["prototypes"] for one in tree["clusters"]["described"].values()]
+    assert f"{min(of_place):.3f} to {max(of_place):.3f}".replace("0.", ".") in page
+
+    def differences(condition: str, name: str) -> list[float]:
+        return [found[condition][name] - found[script.BASELINE][name] for found in tree["conditions"].values()]
+
     for condition in ("clusters", "labels"):
         for name in script.QUALITY:
-            pairs = zip(tree["conditions"].values(), baselines, strict=True)
-            paired = [found[condition][name] - baseline[name] for found, baseline in pairs]
+            paired = differences(condition, name)
             same_sign = min(paired) > 0 or max(paired) < 0
-            assert not same_sign or (name != "frechet_distance" and max(map(abs, paired)) < 0.02)
+            assert not same_sign or (name != "frechet_distance" and max(map(abs, paired)) < 0.01)
+    recall = differences("described", "recall")
+    assert f"by {-max(recall):.3f} to {-min(recall):.3f}.".replace("0.", ".") in page
 
 
 def agreement(ami: float) -> dict[str, Any]:
