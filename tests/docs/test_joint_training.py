@@ -57,7 +57,7 @@ def test_the_text_is_that_of_the_results() -> None:
     assert {row["name"] for row in found if row["high"] >= 0} == {"role_accuracy"}
     steps = [results[0][name].metrics[0].detail["trained"]["max_steps"] for name in record_joint.MODELS]
     text = " ".join(PAGE.read_text("utf-8").split())
-    assert f"It has {steps[0]} steps for each task, the others {steps[1]} and {steps[2]:,}" in text
+    assert f"The joint model has {steps[0]} steps for each task, the others {steps[1]} and {steps[2]:,}" in text
 
 
 def test_differences_are_paired_by_image() -> None:
