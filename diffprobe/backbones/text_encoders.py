@@ -1,5 +1,6 @@
 """Text encoders of backbones, and the cache that encodes each prompt once."""
 
+import html
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -178,6 +179,11 @@ class T5TextEncoder(TextEncoder):
             states, mask = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0], tokens.attention_mask
             means.append((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
         return torch.cat(means)
+
+
+def clean_text(prompt: str) -> str:
+    """Return a text without HTML entities and repeated spaces, as in pipelines of Kandinsky 5 and Wan without ftfy."""
+    return " ".join(html.unescape(html.unescape(prompt)).split())
 
 
 def _n_bytes(rows: Condition) -> int:

@@ -9,7 +9,6 @@ on the other texts of its batch. Here each text is read as the pipeline reads it
 padding is hidden in the attentions by masks that the network itself does not have.
 """
 
-import html
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load
 from diffprobe.backbones.testing.tiny_chat_model import tiny_qwen2_vl
 from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
 from diffprobe.backbones.testing.tiny_transformer import tiny_vae
-from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, ClipTextEncoder, TextEncoder, load_clip_text
+from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, ClipTextEncoder, TextEncoder, clean_text, load_clip_text
 from diffprobe.backbones.transformer import (
     PART,
     LatentGrid,
@@ -158,11 +157,6 @@ def _template() -> tuple[str, int]:
     return made.prompt_template, made.prompt_template_encode_start_idx
 
 
-def clean(prompt: str) -> str:
-    """Return a text without HTML entities and repeated spaces, as in the pipeline where ftfy is not installed."""
-    return " ".join(html.unescape(html.unescape(prompt)).split())
-
-
 def _run(network: nn.Module, x_t: Tensor, times: Tensor, condition: Condition) -> Any:
     """Run the transformer on latents; `times` is in 0..1000."""
     grid = [1, x_t.shape[2] // _PATCH, x_t.shape[3] // _PATCH]
@@ -266,7 +260,7 @@ class Kandinsky5(TextBackbone):
         prediction: PredictionKind,
     ) -> None:
         def encode(prompts: list[str]) -> Condition:
-            cleaned = [clean(prompt) for prompt in prompts]
+            cleaned = [clean_text(prompt) for prompt in prompts]
             tokens = text.tokens([template.format(prompt) for prompt in cleaned])
             states, mask = text.hidden(tokens)[-1][:, dropped:], tokens.attention_mask[:, dropped:]
             return {"states": states * mask[..., None], "mask": mask, "pooled": clip(cleaned).pooler_output}

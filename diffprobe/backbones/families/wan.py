@@ -18,14 +18,13 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
-from diffprobe.backbones.families.kandinsky5 import clean
 from diffprobe.backbones.latent_backbone import TextBackbone
 from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.loading import load_denoiser, require_parts
 from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
 from diffprobe.backbones.part_config import has_part
 from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_wan_vae
-from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, T5TextEncoder, load_t5_text
+from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, T5TextEncoder, clean_text, load_t5_text
 from diffprobe.backbones.transformer import (
     PART,
     check_positions,
@@ -155,7 +154,7 @@ class Wan(TextBackbone):
         self, denoiser: nn.Module, vae: VaeEncoder, text: T5TextEncoder, *, prediction: PredictionKind
     ) -> None:
         def encode(prompts: list[str]) -> Condition:
-            states, mask = text([clean(prompt) for prompt in prompts], masked=True)
+            states, mask = text([clean_text(prompt) for prompt in prompts], masked=True)
             return {"encoder_hidden_states": states * mask[..., None]}
 
         super().__init__(denoiser, vae, {"text_encoder": text}, encode, prediction=prediction)
