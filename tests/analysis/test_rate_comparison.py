@@ -40,6 +40,7 @@ def test_own_rates_are_told_from_those_of_the_sibling():
     assert "bias" not in own.controls
 
 
+@pytest.mark.slow
 def test_nulls_are_uniform_for_rates_that_follow_nothing():
     """Over 200 simulations, 5 % of p are at most 0.05, within Monte-Carlo error (1.5 points)."""
     generator = np.random.default_rng(0)

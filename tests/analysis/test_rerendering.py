@@ -25,6 +25,7 @@ def wrong_proposals(scenes: object, row: int, generator: np.random.Generator) ->
     return {name: generator.permutation(len(SPEC.names(name))).tolist() for name in FACTORS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resolution", [64, 32])
 def test_factors_of_degraded_drawings_are_found_from_wrong_proposals(resolution):
     scenes = sample(SPEC, 5, np.arange(8))
@@ -39,6 +40,7 @@ def test_factors_of_degraded_drawings_are_found_from_wrong_proposals(resolution)
     assert right["texture"] == right["role"] == len(scenes), right
 
 
+@pytest.mark.slow
 def test_contrast_is_the_share_of_stripes_that_were_mixed_in():
     scenes = sample(SPEC, 7, np.arange(4))
     plain, striped = (

@@ -90,6 +90,7 @@ def test_the_path_is_that_of_plain_loops():
     assert result.path == pytest.approx([cosine(one, target) for one in sums])
 
 
+@pytest.mark.slow
 def test_captions_without_meaning_describe_no_direction():
     p, scores, fitted = [], [], []
     for seed in range(10):
@@ -122,6 +123,7 @@ def test_more_words_fit_better_but_do_not_score_better():
     assert np.mean(of_fit) > 0.3 and abs(np.mean(held_out)) < 0.15
 
 
+@pytest.mark.slow
 def test_a_random_direction_is_no_better_than_random_ones():
     planted = world()
     quantiles = [found(planted, drawn(1, 50 + seed)[:, 0], n=19, max_terms=3).random.quantile for seed in range(8)]

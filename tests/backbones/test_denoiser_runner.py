@@ -24,6 +24,7 @@ def too_much(*_: object) -> None:
     torch.empty(2**55)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [4, 7])
 def test_how_rows_are_batched_does_not_matter(rows: int, load: Load, images: Tensor) -> None:
     settings = {"taps": ["mid_block", "up_ft2"], "timesteps": [0, 50, 900], "draws": 3, "condition": "caption"}

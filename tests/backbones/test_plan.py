@@ -39,6 +39,7 @@ def test_the_fingerprint_is_stable_over_place_order_and_spelling(tiny_sd: Path, 
     assert fingerprint(tiny_sd, resolution=32, random_seed=5) == fingerprint(tiny_sd)  # its own size; seed of nothing
 
 
+@pytest.mark.slow
 def test_every_setting_that_fixes_content_changes_the_fingerprint(tiny_sd: Path) -> None:
     changes: list[dict[str, object]] = [
         {},

@@ -123,6 +123,7 @@ def test_features_and_latents_are_those_of_the_pipeline(
             assert_equal(found[f"{tap}@t{t}:negative:none"], value[:4])
 
 
+@pytest.mark.slow
 def test_a_latent_consistency_model_gets_its_guidance_as_input(folder_of: Callable[[str], Path]) -> None:
     folder = folder_of("lcm")
     expected, latents = plain(folder, "LatentConsistencyModelPipeline", "lcm", TAPS, scale=8.5)
@@ -241,6 +242,7 @@ def test_prompts_share_their_noise(folder_of: Callable[[str], Path], sampler: st
     assert not torch.allclose(found[0], found[2], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_seeds_negative_prompts_and_guidance_change_features(folder_of: Callable[[str], Path]) -> None:
     def read(**sampling: Any) -> Tensor:
         config = config_of(folder_of("sd"), sampling, timesteps=(249,), taps=("mid_block",), pool="mean")

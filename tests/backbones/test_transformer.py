@@ -109,6 +109,7 @@ def test_half_precision_keeps_the_table_of_positions_whole(tiny: Callable, image
     torch.testing.assert_close(values(half, images), values(whole, images), atol=0.1, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_freed_text_encoders_leave_memory(images: Tensor, tmp_path: Path) -> None:
     loaded = features(pixart.tiny(tmp_path / "pixart"), condition="prompt", prompt="red cat")
     encoder = weakref.ref(loaded._backbone.components()["text_encoder"])

@@ -24,6 +24,7 @@ def test_the_taps_of_a_transformer_are_in_its_first_two_thirds(name: str) -> Non
     assert numbers == [shape.layers // 2, *(i * shape.layers // 6 for i in (1, 2, 3, 4))]
 
 
+@pytest.mark.slow
 def test_the_large_models_have_the_parameters_of_the_published_ones(tmp_path: Path) -> None:
     import diffusers
 

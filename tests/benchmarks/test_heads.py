@@ -32,6 +32,7 @@ def config(tiny_sd: Path, tiny_shards: Path, tmp_path: Path, request: pytest.Fix
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["linear", "batchnorm_linear", "mlp", "linear_cv"], indirect=True)
 def test_all_heads_are_listed_once_and_score_the_same_alone(config: RunConfig, tmp_path: Path) -> None:
     heads = single_heads(config)

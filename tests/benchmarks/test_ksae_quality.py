@@ -122,6 +122,7 @@ def test_ours_takes_the_steps_of_the_module_that_trains_a_run(rows: Rows) -> Non
     torch.testing.assert_close(mine.b_pre, theirs.b_pre)
 
 
+@pytest.mark.slow
 def test_the_default_rate_recovers_a_planted_dictionary_better_than_a_third_of_it() -> None:
     """Mean cosine of each planted direction with its nearest decoder row, after equal steps from equal weights."""
     generator = torch.Generator().manual_seed(1)  # not the seed of the initial dictionary

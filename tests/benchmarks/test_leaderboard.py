@@ -90,6 +90,7 @@ def test_wrong_dictionaries_are_refused(board: Board, tmp_path: Path) -> None:
         bench_dictionaries(board, output=tmp_path, variants=("gated",), libraries={})
 
 
+@pytest.mark.slow
 def test_the_error_of_a_transcoder_is_that_of_its_target(board: Board, tmp_path: Path) -> None:
     paired = replace(board, target_tap="up_blocks.1", seeds=(0,))
     lines: list[str] = []
@@ -110,6 +111,7 @@ def test_the_error_of_a_transcoder_is_that_of_its_target(board: Board, tmp_path:
         bench_dictionaries(board, output=tmp_path, variants=(), libraries={}, own=folder)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_stopped_board_continues_with_the_rows_that_are_missing(board: Board, tmp_path: Path) -> None:
     given = {"output": tmp_path, "variants": ("topk",), "libraries": {}}
 

@@ -24,6 +24,7 @@ def test_places_become_rows_in_the_order_of_the_map() -> None:
     assert as_rows(maps[:, :, 0, 0]).shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_the_target_has_a_row_for_each_of_the_input_of_the_same_images(board: Board) -> None:
     found = read_ground(board, with_target=True)
     other = read_ground(replace(board, cell="up_blocks.1@t500:empty:none"))
@@ -33,6 +34,7 @@ def test_the_target_has_a_row_for_each_of_the_input_of_the_same_images(board: Bo
     assert np.array_equal(target.test, other.samples.test) and len(target.rows.rows) == len(found.rows)
 
 
+@pytest.mark.slow
 def test_a_target_with_other_maps_and_no_images_are_refused(board: Board) -> None:
     with pytest.raises(ConfigError, match="do not pair"):
         read_ground(replace(board, target_tap="mid_block"), with_target=True)

@@ -11,6 +11,7 @@ from diffprobe.benchmarks.prompts import PromptSetting, bench_prompts
 from diffprobe.core.errors import ConfigError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("guidance", "branches"), [(0.0, 1), (1.0, 2)])
 def test_both_sides_run_equally_many_rows(
     tiny_sd: Path, monkeypatch: pytest.MonkeyPatch, guidance: float, branches: int

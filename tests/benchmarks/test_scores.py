@@ -21,6 +21,7 @@ def setting(tiny_sd: Path, tiny_shards: Path) -> ScoreSetting:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_each_side_counts_the_rows_that_went_through_the_denoiser(
     setting: ScoreSetting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -44,6 +45,7 @@ def test_each_side_counts_the_rows_that_went_through_the_denoiser(
     assert json.loads(report.to_json())["saved_passes"] == report.saved_passes
 
 
+@pytest.mark.slow
 def test_pruning_that_keeps_all_changes_no_choice(setting: ScoreSetting) -> None:
     report = bench_scores(dataclasses.replace(setting, stages=(Stage(n_timesteps=1, kept=3),)))
     assert report.changed == 0 and report.accuracy == report.accuracy_pruned and report.saved_passes == 1

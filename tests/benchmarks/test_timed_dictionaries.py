@@ -53,6 +53,7 @@ def test_every_variant_learns_in_its_time(variant: str) -> None:
     assert not torch.equal(found.sae.W_dec, other.sae.W_dec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [12, 5])
 def test_a_transcoder_learns_the_rows_of_its_target_and_no_others(width: int) -> None:
     y = ROWS @ torch.randn(12, width, generator=torch.Generator().manual_seed(1)) * 3 + 2

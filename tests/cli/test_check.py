@@ -16,6 +16,7 @@ def test_a_backbone_that_can_be_read_gives_status_0(tiny_sd: Path, capsys: pytes
     assert out.endswith("it can be read\n")
 
 
+@pytest.mark.slow
 def test_offload_and_8_bits_are_named_and_lower_the_estimate(tiny_sd: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = {}
     for way in ((), ("--offload", "blocks"), ("--quantize", "int8")):

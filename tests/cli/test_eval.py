@@ -27,6 +27,7 @@ def command(tiny_sd, tiny_shards, tmp_path, monkeypatch):
     return ["eval", "backbone", str(tiny_sd), *settings]
 
 
+@pytest.mark.slow
 def test_numbers_and_nothing_else_are_printed(command, tmp_path, capfd):
     assert main(command) == 0
     out, err = capfd.readouterr()
@@ -52,6 +53,7 @@ def test_a_model_may_lie_in_any_folder(command, tiny_sd, tmp_path, capsys):
     assert "psnr_db" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_missed_gate_is_the_exit_status(command, capsys):
     assert main([*command, "gates={psnr_db/test: {at_least: 200}}"]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
@@ -86,6 +88,7 @@ def sae_settings(tiny_sd, tiny_shards, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_what_an_autoencoder_costs_is_printed(sae_settings, tmp_path, capfd):
     assert main(["train", *sae_settings]) == 0
     (folder,) = (tmp_path / "runs").glob("sae/*")
@@ -99,6 +102,7 @@ def test_what_an_autoencoder_costs_is_printed(sae_settings, tmp_path, capfd):
     assert lines[-1].startswith(f"result: {tmp_path / 'runs' / 'emoji' / 'evaluate_sae'}") and err == ""
 
 
+@pytest.mark.slow
 def test_the_classes_of_latents_are_printed(sae_settings, tmp_path, capfd):
     stored = [setting for setting in sae_settings if not setting.startswith("features.source")]
     stored += [f"features.store={tmp_path / 'stores'}", "probe.params.n_latents=16"]

@@ -21,6 +21,7 @@ def settings(tiny_sd, tiny_shards, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_extract_then_list_show_and_verify(settings, tmp_path, capsys):
     assert main(["extract", *settings, "--process", "1/2", "--quiet"]) == 0
     out = capsys.readouterr().out
@@ -81,6 +82,7 @@ def test_the_part_comes_from_what_started_the_process(settings, capsys, monkeypa
     assert "process" not in captured.err.splitlines()[0] and "missing" not in captured.out
 
 
+@pytest.mark.slow
 def test_latents_are_reused_listed_shown_and_verified(settings, tmp_path, capsys):
     root = tmp_path / "latents"
     cached = [*settings, f"features.latent_cache={root}"]
@@ -142,6 +144,7 @@ def test_a_control_has_a_store_of_its_own(settings, control, cell, capsys):
     assert cell in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_prompts_are_extracted_listed_shown_and_verified(tiny_sd, tmp_path, capsys):
     (tmp_path / "p.csv").write_text("prompt,animal\na red cat,cat\na dog,dog\n")
     words = [

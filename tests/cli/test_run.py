@@ -16,6 +16,7 @@ def tiny(tmp_path, monkeypatch, tiny_sd, tiny_shards):
     return settings(tiny_sd, tiny_shards, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_table_is_run_once_and_printed(tiny, capsys):
     command = ["run", "experiments/paper/layers", *tiny, "--quiet"]
     assert main([*command, "--dry-run", "--passes-s", "0.02", "--steps-s", "2"]) == 0
@@ -32,6 +33,7 @@ def test_a_table_is_run_once_and_printed(tiny, capsys):
     assert "[1/" not in err and "diffprobe table paper/layers --results" in err
 
 
+@pytest.mark.slow
 def test_a_failing_row_is_the_status(tiny, tmp_path, capsys):
     write_table(tmp_path, {"mid": "mid_block", "up": "up_blocks.9"})
     command = ["run", "paper/layers", *tiny, "--quiet"]
@@ -43,6 +45,7 @@ def test_a_failing_row_is_the_status(tiny, tmp_path, capsys):
     assert re.search(r"paper/layers/up +\| +n/a", out)
 
 
+@pytest.mark.slow
 def test_rows_are_submitted_as_submit_does(tiny, capsys):
     command = ["run", "paper/layers", *tiny, "--submit", "--dry-run"]
     assert main([*command, "cluster=local"]) == 0
@@ -61,6 +64,7 @@ def test_what_has_no_effect_is_refused(tiny, capsys):
     assert "--passes-s" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_controls_that_are_runs_are_named(capsys):
     assert main(["run", "emoji", "--dry-run", "control=none"]) == 0
     assert "control=ladder" not in capsys.readouterr().out

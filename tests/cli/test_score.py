@@ -32,6 +32,7 @@ def test_it_prints_the_table_and_names_the_result(capsys: pytest.CaptureFixture[
     assert Path(shown.splitlines()[-1].removeprefix("result: ")).is_file()
 
 
+@pytest.mark.slow
 def test_parts_make_the_result_of_one_process(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def test_a_dry_run_prints_the_scripts_and_needs_no_slurm(tmp_path: Path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_in_the_queue_is_refused_and_a_stale_record_does_not_block(
     false_slurm: FalseSlurm,  # noqa: F811
     capsys,
@@ -60,6 +61,7 @@ def test_a_run_in_the_queue_is_refused_and_a_stale_record_does_not_block(
     assert "job 103: extract" in submit(capsys, *TRAIN)
 
 
+@pytest.mark.slow
 def test_the_same_command_submits_what_is_left(false_slurm: FalseSlurm, capsys) -> None:  # noqa: F811
     out = submit(capsys, *TRAIN, "seed=0,1")
     false_slurm.queue()

@@ -30,6 +30,7 @@ def test_offline_runs_are_listed_and_not_sent_without_a_login(results, capsys):
     assert "0 offline runs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_workspace_is_printed_and_not_sent_without_a_login(capsys):
     assert main(["wandb", "workspace", "emoji/sae_table", "--entity", "team", "--dry-run"]) == 0
     tree = json.loads(capsys.readouterr().out)

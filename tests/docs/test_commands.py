@@ -4,13 +4,14 @@ import argparse
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from diffprobe.cli.demo import split_name
 from diffprobe.cli.main import VERBS
 from diffprobe.config import search_path
-from diffprobe.config.compose import compose, load, split_experiment, validate
+from diffprobe.config.compose import compose, kind_of, load, split_experiment, validate
 from diffprobe.config.kinds import kinds_of
 from diffprobe.evaluation.use_settings import load_generations, load_use
 from diffprobe.runs.ladder import each_rung
@@ -19,7 +20,7 @@ from tests.docs.markdown import ROOT, Block, blocks, notebooks, pages, text_of
 
 EXPERIMENTS = {"extract": None, "train": None, "demo": None, "config": None}
 """Verbs whose settings are composed alone -> the experiment that they take if none is named."""
-DEMOS = [name for name in search_path.experiments() if compose(name).kind in kinds_of("demo")]
+DEMOS = [name for name in search_path.experiments() if kind_of(name) in kinds_of("demo")]
 GUIDE = ROOT / "docs/users/guide.md"
 
 
@@ -134,7 +135,16 @@ def check(command: str) -> None:
             assert table_spec.has_spec(name) or name.split("/")[0] == "runs", name
 
 
-@pytest.mark.parametrize(("place", "command"), [*shell_commands(), *commands_of_demos()], ids=lambda value: value)
+def cases() -> list[Any]:
+    """Return all commands; the tables among them, which compose dozens of experiments each, are slow."""
+    tables = ("diffprobe run ", "diffprobe submit table ")
+    return [
+        pytest.param(*case, marks=[pytest.mark.slow] if case[1].startswith(tables) else [])
+        for case in [*shell_commands(), *commands_of_demos()]
+    ]
+
+
+@pytest.mark.parametrize(("place", "command"), cases(), ids=lambda value: value)
 def test_a_command_parses_and_composes(place: str, command: str) -> None:
     check(command)
 

@@ -24,6 +24,7 @@ class Words:
         return type("Tokens", (), {"input_ids": lists})()
 
 
+@pytest.mark.slow
 def test_the_passes_of_the_latents_follow_from_the_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "experiments").mkdir()
     file = "kind: extract_prompts\nbackbone: {path: BACKBONE}\nprompts: p.txt\n"
@@ -80,6 +81,7 @@ def test_subjects_whose_prompts_are_cut_are_named() -> None:
     require_tokens(config, Words(), 7, allow_truncated=True)
 
 
+@pytest.mark.slow
 def test_shipped_audits_fit_their_tokenizers() -> None:
     config: Audit = load("audits/emoji", [], kinds=("audit",))
     assert check_tokens(config) == [

@@ -53,6 +53,7 @@ def written(config):
     return audit(config)
 
 
+@pytest.mark.slow
 def test_result_table_images_and_page_are_written(config, written):
     folder = written.result.parent
     assert written.steering == folder / DOSE_FILE

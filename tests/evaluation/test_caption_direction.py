@@ -30,6 +30,7 @@ def run(train):
     return train(*CAPTION)
 
 
+@pytest.mark.slow
 def test_a_run_gives_a_direction_that_decode_reads(run, tmp_path):
     found = caption_direction(run, CaptionDirectionConfig(**ENDS, contexts=("{}, red round", "{}, blue square")))
     (folder,) = (run / "probes" / "caption").iterdir()

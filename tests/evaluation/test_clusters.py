@@ -47,6 +47,7 @@ def records(path: Path) -> dict[tuple[str, str | None], MetricRecord]:
     return {(record.name, record.target): record for record in read_result(path).metrics}
 
 
+@pytest.mark.slow
 def test_each_attribute_has_three_agreements_with_their_controls(
     config: ClustersEvaluation, tmp_path: Path, tiny_shards: Path, tiny_sd: Path
 ) -> None:
@@ -64,6 +65,7 @@ def test_each_attribute_has_three_agreements_with_their_controls(
     assert more["nmi", "colour"].value == found["nmi", "colour"].value
 
 
+@pytest.mark.slow
 def test_planted_clusters_agree_with_their_attribute_alone(
     config: ClustersEvaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +104,7 @@ def test_k_means_ignores_the_scale_of_features(config: ClustersEvaluation) -> No
     assert len({(int(a), int(b)) for a, b in zip(groups, found, strict=True)}) == 3
 
 
+@pytest.mark.slow
 def test_a_collapse_is_in_the_record(
     config: ClustersEvaluation, tmp_path: Path, tiny_shards: Path, tiny_sd: Path
 ) -> None:

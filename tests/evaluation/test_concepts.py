@@ -34,6 +34,7 @@ def config(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> ConceptsE
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_candidate_of_val_is_scored_on_test_beside_the_controls(config: ConceptsEvaluation) -> None:
     path = evaluate_concepts(config)
     result = read_result(path)
@@ -52,6 +53,7 @@ def test_the_candidate_of_val_is_scored_on_test_beside_the_controls(config: Conc
     assert shares["background"] > 0.5 > sum(v for name, v in shares.items() if name != "background")
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_batch(config: ConceptsEvaluation) -> None:
     small = dataclasses.replace(config, timesteps=(20,), controls=("raw_attention",), n_shown=0)
     other = dataclasses.replace(small, data=dataclasses.replace(small.data, batch_size=6))
@@ -59,6 +61,7 @@ def test_results_do_not_depend_on_the_batch(config: ConceptsEvaluation) -> None:
     assert [each.value for each in one.metrics] == pytest.approx([each.value for each in two.metrics], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_bad_masks_attentions_and_models_are_refused(config: ConceptsEvaluation, tmp_path: Path) -> None:
     classes = {name: values for name, values in config.classes.items() if name != "hat"}
     words = {name: values for name, values in config.words.items() if name != "hat"}

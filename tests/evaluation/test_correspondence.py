@@ -58,6 +58,7 @@ def evaluated(config: CorrespondenceEvaluation) -> Path:
     return evaluate_correspondence(config)
 
 
+@pytest.mark.slow
 def test_all_cells_are_compared_on_val_and_the_best_is_scored_on_test(
     evaluated: Path, config: CorrespondenceEvaluation
 ) -> None:
@@ -92,6 +93,7 @@ def test_pairs_hold_the_conditions_and_share_no_image(config: CorrespondenceEval
         assert all(one.sample.attributes[name] == other.sample.attributes[name] for name in ("hat", "texture"))
 
 
+@pytest.mark.slow
 def test_batches_and_the_order_of_cells_change_no_match(config: CorrespondenceEvaluation, evaluated: Path) -> None:
     features = dataclasses.replace(config.features, taps=("up_blocks.1", "up_blocks.0"))
     other = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=2), features=features)
@@ -169,6 +171,7 @@ def test_the_same_image_is_matched_with_itself(config: CorrespondenceEvaluation)
     assert np.abs(finest - expected).max() < 3  # the noise is that of the key, so both maps are equal
 
 
+@pytest.mark.slow
 def test_the_pairs_of_a_benchmark_are_taken_as_they_are(
     config: CorrespondenceEvaluation, evaluated: Path, tmp_path: Path
 ) -> None:
@@ -242,6 +245,7 @@ def everything(
     return changed, evaluate_correspondence(changed)
 
 
+@pytest.mark.slow
 def test_other_features_have_records_of_their_own(everything: tuple[CorrespondenceEvaluation, Path]) -> None:
     config, path = everything
     result = read_result(path)
@@ -268,6 +272,7 @@ def test_other_features_have_records_of_their_own(everything: tuple[Corresponden
     assert any("minus the chosen cell" in line for line in summary_lines(result))
 
 
+@pytest.mark.slow
 def test_a_repeated_call_trains_nothing_and_mixtures_of_other_pairs_are_refused(
     everything: tuple[CorrespondenceEvaluation, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ def values(result: RunResult, n: int = 4) -> dict[str, float]:
     return {"own": record.value, **record.controls, **draws}
 
 
+@pytest.mark.slow
 def test_batches_and_other_numbers_of_labels_change_nothing(config: DepthEvaluation) -> None:
     whole = values(run(config))
     data = dataclasses.replace(config.data, batch_size=3)
@@ -50,6 +51,7 @@ def test_batches_and_other_numbers_of_labels_change_nothing(config: DepthEvaluat
     assert other["own"] != pytest.approx(whole["own"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_penalty_is_chosen_among_the_candidates(config: DepthEvaluation) -> None:
     alone = {
         l2: next(one for one in run(dataclasses.replace(config, l2=(l2,))).metrics if one.split == "val").value

@@ -33,6 +33,7 @@ def config(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> DepthEval
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_cell_of_the_smallest_error_is_scored_beside_the_controls(config: DepthEvaluation) -> None:
     result = read_result(evaluate_depth(config))
     assert result.kind == "depth" and result.seeds["labels"] == config.seed

@@ -41,6 +41,7 @@ def evaluated(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return path, read_result(path)
 
 
+@pytest.mark.slow
 def test_each_factor_reading_and_cell_has_its_numbers(evaluated: tuple[Path, RunResult]) -> None:
     path, result = evaluated
     of = {(r.name, r.target, r.cell, r.detail.get("reading")): r for r in result.metrics}

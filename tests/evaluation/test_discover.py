@@ -33,6 +33,7 @@ def test_prompts_whose_hidden_attribute_differs_by_subject(tmp_path):
     assert "<script" not in page and page.count("data:image/png;base64,") >= 6 and "hidden association" in page
 
 
+@pytest.mark.slow
 def test_images_whose_captions_name_the_other_attribute(tmp_path):
     written = discover(image_store(tmp_path), DiscoverConfig(**QUICK), output=tmp_path / "runs")
     summary, *records = read_result(written.result).metrics
@@ -45,6 +46,7 @@ def test_images_whose_captions_name_the_other_attribute(tmp_path):
     assert [record.detail["kind"] for record in named] == ["free"]
 
 
+@pytest.mark.slow
 def test_the_same_settings_give_the_same_files(tmp_path):
     store = prompt_store(tmp_path, images=False)
     first = discover(store, DiscoverConfig(subject="role", **QUICK), output=tmp_path / "one")

@@ -37,12 +37,14 @@ def run(config: ScoreConfig, **keys: Any) -> RunResult:
     return read_result(score(dataclasses.replace(config, **keys)))
 
 
+@pytest.mark.slow
 def test_zero_attention_weight_gives_the_record_of_the_diffusion_classifier(config: ScoreConfig) -> None:
     (ours,) = run(config, dsd=DsdRule(attention_weight=0.0)).metrics
     (plain,) = run(config, method="diffusion_classifier").metrics
     assert ours == plain
 
 
+@pytest.mark.slow
 def test_errors_of_another_method_are_not_read(config: ScoreConfig) -> None:
     folders = {
         str(path.parent.relative_to(config.output))
@@ -72,6 +74,7 @@ def test_texts_too_long_or_alike_and_a_single_candidate_are_refused(config: Scor
         CandidateRule(n=1)
 
 
+@pytest.mark.slow
 def test_few_shot_training_records_the_score_without_it_and_is_not_repeated(config: ScoreConfig) -> None:
     rule = DsdRule(error="norm", few_shot=FewShotRule(images=4, steps=5, rank=2, warmup=1, learning_rate=0.05))
     (record,) = run(config, dsd=rule, random_denoiser=True).metrics

@@ -72,6 +72,7 @@ def test_the_training_split_itself_is_not_measured(split):
     assert not found.columns and not found.names and "'train' is the split" in found.notes[0]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_images():
     """The same images again and again under other keys: a sample of 64 is measured."""
     run, tables = two_splits()

@@ -80,6 +80,7 @@ def test_a_split_without_images_is_named():
         pass_over(planted_run([]), n_top=3, max_values=10)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_images():
     def peak(n):
         shard = planted_tables(64, cells=SPATIAL, n_shards=1)[0]

@@ -40,6 +40,7 @@ def test_parts_of_a_split_have_the_top_images_of_the_whole():
     assert firsts == [10, 30]  # the second and the fourth of five shards of 10
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_named(monkeypatch):
     run = planted_run(planted_tables(12))
     with (

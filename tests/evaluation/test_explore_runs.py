@@ -35,6 +35,7 @@ def test_a_grid_of_seeds_is_shown_by_its_first_member(grid):
     assert torch.equal(second.sae.W_dec, run.seeds[0].sae.W_dec)
 
 
+@pytest.mark.slow
 def test_other_runs_can_be_given_as_seeds(small_sae, large_sae, spatial_sae):
     run = open_explored(str(small_sae), CONFIG, seeds=[str(large_sae), str(small_sae)])
     assert len(run.seeds) == 1  # a run is not its own other seed

@@ -49,6 +49,7 @@ def evaluated(config):
     return evaluate_generations(config)
 
 
+@pytest.mark.slow
 def test_every_cell_is_sampled_under_every_intervention_from_one_noise(evaluated):
     result = read_result(evaluated)
     assert result.kind == "generations" and result.experiment == "tiny/generations"
@@ -62,6 +63,7 @@ def test_every_cell_is_sampled_under_every_intervention_from_one_noise(evaluated
         assert record.name == "attribute_share" and "'style' is not above" in record.detail["not_valid"]
 
 
+@pytest.mark.slow
 def test_the_difference_is_to_the_untouched_images_of_the_same_prompts(config, evaluated, tmp_path, monkeypatch):
     """A planted classifier: right on untouched and real images, wrong under one of three interventions."""
     right, calls = torch.tensor([0, 1, 0, 1]), []
@@ -92,6 +94,7 @@ def encode_split_of(config):
     return encode_split(opened.request, opened.network, opened.split, opened.group, limit=None)
 
 
+@pytest.mark.slow
 def test_finished_cells_are_not_sampled_again(config, evaluated, monkeypatch):
     before = read_result(evaluate_generations(config)).metrics
     passes = []
@@ -104,6 +107,7 @@ def test_finished_cells_are_not_sampled_again(config, evaluated, monkeypatch):
     assert read_result(evaluated).metrics == before
 
 
+@pytest.mark.slow
 def test_files_of_other_prompts_are_refused(config, evaluated):
     from safetensors.torch import load_file, save_file
 

@@ -73,6 +73,7 @@ def test_wrong_scene_readers_are_refused(tmp_path):
         scene(confusion=write_rates(tmp_path / "b", [[5, 1], [1, 5]], factor="colour"))
 
 
+@pytest.mark.slow
 def test_a_classifier_of_latents_is_fitted_to_labelled_images(tiny_sd, tiny_shards):
     axes = {"shape": (GROUP, "group")}
     opened = open_latent_readers(str(tiny_shards), axes, generator=str(tiny_sd), cell=CELL)

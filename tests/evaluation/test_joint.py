@@ -123,6 +123,7 @@ def rendered(n: int, seed: int) -> tuple[np.ndarray, list[str]]:
     return images, [own[0] for found in scenes.values() for own in captions_of(SPEC, found)]
 
 
+@pytest.mark.slow
 def test_rendered_images_match_their_captions_and_others_do_not() -> None:
     reader = load_reader("scenes-reader", SPEC)
     images, prompts = rendered(4, 0)

@@ -36,6 +36,7 @@ def test_a_spatial_autoencoder_has_its_places_marked(spatial_sae):
         assert picture.place == f"row {row + 1}, column {column + 1} of {height} x {width}"
 
 
+@pytest.mark.slow
 def test_an_autoencoder_of_all_timesteps_reads_all_of_them(train_tiny):
     run = train_tiny(*SAE, "probe.params.k=4", "features.timesteps=[20,40]", "probe.cell=mid_block@t*")
     section = latent_section(opened(run)[0], FEW)

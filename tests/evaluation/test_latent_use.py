@@ -35,6 +35,7 @@ def rows_of(path: Path) -> dict[int, dict[str, str]]:
         return {int(row["latent"]): row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_the_used_latent_is_found_and_the_unused_one_costs_nothing(evaluated) -> None:
     rows = rows_of(evaluated)
     assert {latent: row["used"] for latent, row in rows.items()} == {USED: "1", UNUSED: "0", SILENT: ""}
@@ -67,6 +68,7 @@ def changed(config, **keys):
     return dataclasses.replace(config, **keys)
 
 
+@pytest.mark.slow
 def test_an_interrupted_call_continues_after_finished_blocks(config, evaluated, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("diffprobe.evaluation.latent_use._BLOCK", 1)
     again, passes = changed(config, output=str(tmp_path)), []
@@ -92,6 +94,7 @@ def test_an_interrupted_call_continues_after_finished_blocks(config, evaluated, 
     assert before == {file: file.stat().st_mtime_ns for file in tmp_path.glob(f"planted/use/{ERRORS}/*/*")}
 
 
+@pytest.mark.slow
 def test_chosen_latents_have_the_numbers_that_they_have_among_all(config, evaluated) -> None:
     alone = rows_of(evaluate_latents(changed(config, latents=(UNUSED, USED))))
     whole = rows_of(evaluated)
@@ -104,6 +107,7 @@ def test_chosen_latents_have_the_numbers_that_they_have_among_all(config, evalua
     assert list(best) == [max(known, key=lambda latent: (known[latent], -latent))]
 
 
+@pytest.mark.slow
 def test_groups_are_families_if_they_are_named(config, evaluated) -> None:
     rows = rows_of(evaluate_latents(changed(config, group_attribute="family")))
     assert rows[USED]["active_groups"] == "12" and rows_of(evaluated)[USED]["active_groups"] == "24"
@@ -112,6 +116,7 @@ def test_groups_are_families_if_they_are_named(config, evaluated) -> None:
         evaluate_latents(changed(config, group_attribute="family", limit=2))
 
 
+@pytest.mark.slow
 def test_files_that_do_not_fit_are_refused(config, evaluated, tmp_path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -19,6 +19,7 @@ def settings(run, tmp_path, **keys):
     return LatentUseEvaluation(experiment="x", run=str(run), device="cpu", output=str(tmp_path / "out"), **keys)
 
 
+@pytest.mark.slow
 def test_the_autoencoder_is_opened_in_its_cell(planted_use, tmp_path) -> None:
     opened = open_latents(settings(planted_use, tmp_path))
     assert opened.cell.name == "up_blocks.2@t900:empty:none" and opened.sae.n_latents == 3

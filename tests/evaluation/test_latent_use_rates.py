@@ -64,6 +64,7 @@ def images_of(folder) -> dict[str, dict[str, torch.Tensor]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_unused_latent_changes_no_image_and_the_used_one_does(rates, folder) -> None:
     images = images_of(folder)
     untouched = images["None"]["untouched"]
@@ -91,6 +92,7 @@ def test_finished_latents_are_not_sampled_again(config, opened, rates, folder, m
     assert list(generated_rates(best, opened, READING, folder)) == [USED] and not passes
 
 
+@pytest.mark.slow
 def test_a_window_ablates_at_its_steps_alone(config, opened, tmp_path, monkeypatch) -> None:
     changed = []
     predict = InterventionNetwork.predict
@@ -106,6 +108,7 @@ def test_a_window_ablates_at_its_steps_alone(config, opened, tmp_path, monkeypat
     assert sum(edited for _, edited in changed) == 2 * 2  # both passes of guidance; the latent and its control
 
 
+@pytest.mark.slow
 def test_passes_do_not_change_images(config, opened, rates, folder, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(opened.network, "rows", 4)
     generated_rates(config, opened, READING, tmp_path)
@@ -163,6 +166,7 @@ def test_a_scene_reader_reads_factors_alone(config, opened, monkeypatch) -> None
     assert latent_use_rates._readable(config, opened) == {"class", "shade", "family"}
 
 
+@pytest.mark.slow
 def test_files_of_other_images_are_refused(config, opened, rates, tmp_path) -> None:
     generated_rates(config, opened, READING, tmp_path)
     paths = sorted((tmp_path / GENERATED).iterdir())

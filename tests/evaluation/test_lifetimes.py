@@ -74,6 +74,7 @@ def source():
     return SimpleNamespace(iter_tables=lambda split: iter([planted(split)]))
 
 
+@pytest.mark.slow
 def test_planted_lifetimes_are_found(conditioned):
     found = lifetimes_of(conditioned, source(), "test", CELLS, CONFIG)
     truth = torch.Generator().manual_seed(3)
@@ -107,6 +108,7 @@ def trained(train_tiny):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_and_its_files_hold_every_latent(trained, tmp_path):
     config = dataclasses.replace(CONFIG, run=str(trained), output=str(tmp_path), min_active=1)
     (path,) = evaluate_lifetimes(config)

@@ -56,6 +56,7 @@ def test_a_run_has_one_autoencoder_and_its_cell(trained):
     assert [cell.name for cell in found.cells(folder / "probes" / "sae")] == [CELL]
 
 
+@pytest.mark.slow
 def test_a_grid_has_those_of_its_members_and_none_is_left_out(trained):
     folder = trained("probe.grid.seed=[0,1]", "probe.grid.k=[4,2]")
     found = open_runs(str(folder))

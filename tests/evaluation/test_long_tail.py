@@ -47,6 +47,7 @@ def records(path):
     return {(record.name, record.target): record for record in read_result(path).metrics}
 
 
+@pytest.mark.slow
 def test_rendered_images_are_as_good_as_their_control(config):
     found = records(evaluate_long_tail(replace(config, reader="scenes-reader")))
     for target in ("all", "many", "medium", "few"):

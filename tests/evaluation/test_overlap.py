@@ -77,6 +77,7 @@ def test_images_are_of_their_class_and_enough() -> None:
         images_of_classes(world.table, "colour", names, 6, seed=0)
 
 
+@pytest.mark.slow
 def test_a_run_records_matrix_and_link(tiny_sd: Path, tiny_shards: Path, tmp_path: Path) -> None:
     config = ScoreConfig(
         experiment="tiny/overlap", backbone=ScoredBackbone(path=str(tiny_sd), device="cpu"),

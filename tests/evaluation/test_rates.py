@@ -64,6 +64,7 @@ def evaluate(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_rates_of_rendered_images_are_recovered_through_a_reader_that_errs(evaluate):
     path, found = evaluate(StubReader(0.85, 0.95), validated_per_role=60)
     own, other = found["spearman", "planted"], found["spearman", "permuted"]
@@ -87,6 +88,7 @@ def test_rates_of_rendered_images_are_recovered_through_a_reader_that_errs(evalu
     assert (path.parent / "labels.csv").read_text().count("\n") == 1 + 24 * 60 * len(FACTORS)
 
 
+@pytest.mark.slow
 def test_labels_by_eye_replace_those_of_rerendering(evaluate, tmp_path):
     _, before = evaluate(StubReader(1.0, 1.0), n_per_role=20, validated_per_role=5)
     labels = tmp_path / "eye.csv"
@@ -98,6 +100,7 @@ def test_labels_by_eye_replace_those_of_rerendering(evaluate, tmp_path):
     assert after["rate", "sailor"].value >= before["rate", "sailor"].value
 
 
+@pytest.mark.slow
 def test_a_reader_that_guesses_is_refused(evaluate):
     with pytest.raises(UninformativeReader):
         evaluate(StubReader(0.3, 0.6), n_per_role=20, validated_per_role=20)

@@ -69,6 +69,7 @@ def evaluated(trained, tmp_path_factory):
     return read_result(path)
 
 
+@pytest.mark.slow
 def test_the_result_walks_back_to_the_run(evaluated, trained):
     source = read_result(trained / "result.json")
     assert evaluated.kind == "sae_eval" and evaluated.experiment == "tiny/evaluate_sae"

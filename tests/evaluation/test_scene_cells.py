@@ -22,6 +22,7 @@ class Count:
         self.n += n
 
 
+@pytest.mark.slow
 def test_each_cell_is_what_the_reader_of_one_cell_reads(tiny_sd: Path) -> None:
     scenes = sample(SPEC, 3, range(70))  # more than one batch
     cells = SceneCells(

@@ -54,6 +54,7 @@ def files(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_a_record_has_all_controls_and_its_cost(config: ScoreConfig) -> None:
     result = read_result(score(config))
     (record,) = result.metrics
@@ -63,6 +64,7 @@ def test_a_record_has_all_controls_and_its_cost(config: ScoreConfig) -> None:
     assert record.detail["passes_per_image"] == 3 + 2 * 2 and "output" not in result.config
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_with_the_same_bytes(
     config: ScoreConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +100,7 @@ def test_a_flow_model_retrieves_both_ways_with_the_noise_loss(config: ScoreConfi
     assert way.detail["weights"] == pytest.approx([0.1, 0.9])  # (1 - s)^2 at s = 0.75 and 0.25
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(config: ScoreConfig, tmp_path: Path) -> None:
     config = changed(config, chunk=1)
     one = score(changed(config, output=str(tmp_path / "one")))
@@ -110,6 +113,7 @@ def test_two_processes_are_one(config: ScoreConfig, tmp_path: Path) -> None:
     assert last.relative_to(tmp_path / "two") == one.relative_to(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_processes_that_overtake_each_other_leave_the_result(
     config: ScoreConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +136,7 @@ def test_processes_that_overtake_each_other_leave_the_result(
     assert read_result(last).metrics == read_result(one).metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 5])
 def test_the_batch_of_the_denoiser_has_no_effect_on_a_record(config: ScoreConfig, tmp_path: Path, rows: int) -> None:
     config = changed(config, regression=RegressionRule(), random_denoiser=False)
@@ -143,6 +148,7 @@ def test_the_batch_of_the_denoiser_has_no_effect_on_a_record(config: ScoreConfig
     assert plain == other
 
 
+@pytest.mark.slow
 def test_runs_that_ask_the_same_share_their_errors(config: ScoreConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = changed(config, stages=(), regression=RegressionRule(), random_denoiser=False)
     first = score(config)
@@ -151,6 +157,7 @@ def test_runs_that_ask_the_same_share_their_errors(config: ScoreConfig, monkeypa
     assert first is not None and weighted is not None and weighted.parent != first.parent
 
 
+@pytest.mark.slow
 def test_the_models_own_images_stand_beside_real_ones(config: ScoreConfig) -> None:
     config = changed(
         config, generated=GeneratedRule(steps=2, guidance=2.0), regression=RegressionRule(), random_denoiser=False
@@ -161,6 +168,7 @@ def test_the_models_own_images_stand_beside_real_ones(config: ScoreConfig) -> No
     assert own.detail["passes_per_image"] == 3 + 2 * 2 + 2 * 2 and "real_images" in own.detail["differences"]
 
 
+@pytest.mark.slow
 def test_a_text_free_model_is_a_control(config: ScoreConfig, tmp_path: Path) -> None:
     config = changed(config, regression=RegressionRule(), random_denoiser=False)
     same = read_result(score(changed(config, text_free_model=config.backbone.path))).metrics[0]
@@ -179,6 +187,7 @@ def test_images_of_a_set_are_asked_both_ways(config: ScoreConfig) -> None:
     assert all(record.detail["passes_per_image"] == 3 * 3 for record in records.values())  # and the empty text
 
 
+@pytest.mark.slow
 def test_weights_are_learned_before_anything_is_scored(config: ScoreConfig) -> None:
     learned = changed(
         config, weights=WeightRule(kind="learned", fraction=1.0), candidates=CandidateRule(n=2), stages=(),

@@ -38,6 +38,7 @@ def config(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Segmentat
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_cell_of_val_is_scored_on_test_beside_the_controls(config: SegmentationEvaluation) -> None:
     result = read_result(evaluate_segmentation(config))
     val = [one for one in result.metrics if one.split == "val"]
@@ -55,6 +56,7 @@ def test_the_cell_of_val_is_scored_on_test_beside_the_controls(config: Segmentat
             assert 0 < value < 1
 
 
+@pytest.mark.slow
 def test_treated_channels_are_listed(config: SegmentationEvaluation, tmp_path: Path) -> None:
     massive = MassiveConfig(treatment="clip", ratio=1.5, images=20)
     features = dataclasses.replace(config.features, massive=massive)

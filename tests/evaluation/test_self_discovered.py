@@ -38,6 +38,7 @@ def config(model, **changed):
     return SelfDiscoveredConfig(**given)
 
 
+@pytest.mark.slow
 def test_it_is_saved_as_any_direction_with_its_error_on_held_out_contexts(store, tiny_sd, tmp_path):
     path = make_self_discovered(store, config(tiny_sd), output=tmp_path)
     result = read_result(path)

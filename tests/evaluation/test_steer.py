@@ -36,6 +36,7 @@ def config(run, tiny_sd):
     return {"generator": str(tiny_sd), "store": str(store), **SMALL}
 
 
+@pytest.mark.slow
 def test_images_table_and_result_are_written(saved, config, tmp_path):
     found, path = steer(saved, SteerConfig(**config), output=tmp_path)
     assert list(found.doses) == ["steered", "random 1"] and not found.notes
@@ -58,6 +59,7 @@ def test_images_table_and_result_are_written(saved, config, tmp_path):
     assert other == path and again.doses == found.doses
 
 
+@pytest.mark.slow
 def test_seeds_are_shared_and_strength_zero_is_the_untouched_model(saved, config, tmp_path):
     few, _ = steer(saved, SteerConfig(**{**config, "n_random": 0, "seeds": 1}), output=tmp_path)
     windowed, _ = steer(
@@ -67,6 +69,7 @@ def test_seeds_are_shared_and_strength_zero_is_the_untouched_model(saved, config
     assert few.doses["steered"][2] != windowed.doses["steered"][2]
 
 
+@pytest.mark.slow
 def test_other_directions_are_measured_on_the_same_images(saved, config, tmp_path):
     own = Direction.load(saved)
     vector = torch.nn.functional.normalize(torch.arange(len(own.vector)).float(), dim=0)
@@ -124,6 +127,7 @@ def places(tiny_sd, tiny_shards, tmp_path_factory):
     return run, {"generator": str(tiny_sd), "store": str(next((folder / "stores").iterdir())), **SMALL}
 
 
+@pytest.mark.slow
 def test_latents_and_neurons_of_a_run_are_steered(places, tmp_path):
     run, config = places
     sae = KSAE.from_pretrained(run / "probes" / "sae")

@@ -50,6 +50,7 @@ def active(run, store, n=1):
     return sae, counts.argsort(descending=True)[:n].tolist(), rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pooled", "places"])
 def test_latents_are_steered_in_mean_activations_of_training_rows(made, kind):
     run, store = made[kind]

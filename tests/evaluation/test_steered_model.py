@@ -47,6 +47,7 @@ def test_other_models_and_taps_are_refused(tiny_sd):
         plan_steered(str(tiny_sd), Cell.parse("nowhere@t200:empty:mean"), fix="")
 
 
+@pytest.mark.slow
 def test_a_reader_reads_its_own_images_in_the_cell(tiny_sd, tmp_path):
     settings = {"sampling_steps": 3, "guidance": 0.0, "seed": 0, "window": None, "edits_unconditional": False,
                 "keep": tmp_path / "kept"}  # fmt: skip

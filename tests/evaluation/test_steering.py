@@ -59,6 +59,7 @@ def config(run, tiny_sd, tmp_path) -> SteeringEvaluation:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_methods_are_compared_on_the_same_images(config, monkeypatch):
     path = evaluate_steering(config)
     metrics = read_result(path).metrics
@@ -82,6 +83,7 @@ def test_methods_are_compared_on_the_same_images(config, monkeypatch):
     assert read_result(evaluate_steering(config)).metrics == metrics
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused(config):
     with pytest.raises(UnknownName, match="spotted"):
         evaluate_steering(replace(config, ends={"texture": ("spotted", "plain")}))
@@ -93,6 +95,7 @@ def test_what_does_not_fit_is_refused(config):
         evaluate_steering(replace(config, window=(1, 2)))
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_continues_after_the_strengths_that_were_drawn(config, monkeypatch):
     drawn, kept = [], SteeredModel.latents
 
@@ -117,6 +120,7 @@ def test_an_interrupted_comparison_continues_after_the_strengths_that_were_drawn
     assert len(again) + len(first) == 4 * 2 + 4 * 2 + 1 and again[0] not in first
 
 
+@pytest.mark.slow
 def test_the_choice_sees_no_scored_image(config, monkeypatch):
     seeds, kept = [], SteeredModel.__init__
 
@@ -140,6 +144,7 @@ def test_two_runs_of_one_cell_are_refused(config):
         evaluate_steering(replace(config, more_runs=(config.run,)))
 
 
+@pytest.mark.slow
 def test_each_method_has_the_cell_that_is_best_for_it(config, tiny_sd, tiny_shards, tmp_path):
     other = trainer(tiny_sd, tiny_shards, tmp_path / "other")(
         *SPATIAL, "features.taps=[up_blocks.0]", "probe.cell=up_blocks.0@t20"

@@ -42,6 +42,7 @@ def transcoder(train_tiny):
     return train_tiny(*PAIR)
 
 
+@pytest.mark.slow
 def test_a_conditioned_run_has_records_of_every_timestep_and_of_all(conditioned):
     result = read_result(conditioned / "result.json")
     found = {record.cell for record in result.metrics if record.split == "test" and record.name == "fvu"}
@@ -53,6 +54,7 @@ def test_a_conditioned_run_has_records_of_every_timestep_and_of_all(conditioned)
     assert [cell.name for cell in trained.cells(conditioned / "probes" / "sae")] == list(CELLS)
 
 
+@pytest.mark.slow
 def test_stored_and_live_features_give_one_transcoder(transcoder, train_tiny):
     live = train_tiny(*PAIR, "features.source=live")
     one, other = (KSAE.from_pretrained(run / "probes" / "sae") for run in (transcoder, live))

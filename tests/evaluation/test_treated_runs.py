@@ -96,6 +96,7 @@ def listed(path: Path) -> dict[str, Any]:
     return dict(json.loads(found))
 
 
+@pytest.mark.slow
 def test_runs_on_stores_list_the_channels_of_the_manifest(sae: Path, plain_sae: Path) -> None:
     found = listed(sae / RESULT_FILE)
     recorded = FeatureStore.open(store_of(sae)).manifest.recorded["massive"]["taps"]
@@ -112,6 +113,7 @@ def test_evaluations_that_read_the_store_of_the_run_list_its_channels(sae: Path,
     assert listed(path) == listed(sae / RESULT_FILE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("treatment", ["clip", "drop"])
 def test_a_direction_is_decoded_with_the_channels_of_its_training(
     make: Callable[..., Path], others: Path, tmp_path: Path, treatment: str
@@ -136,6 +138,7 @@ def test_a_direction_is_decoded_with_the_channels_of_its_training(
     assert decode(probe_of(run), replace(elsewhere, store=same), output=tmp_path)[0].ranked
 
 
+@pytest.mark.slow
 def test_live_runs_are_explored_with_their_channels_or_not_at_all(
     make: Callable[..., Path], sae: Path, plain_sae: Path, tmp_path: Path
 ) -> None:

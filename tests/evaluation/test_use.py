@@ -49,6 +49,7 @@ def test_the_interventions_of_a_config_are_those_that_there_are():
     assert UseEvaluation.__dataclass_fields__["interventions"].default == tuple(INTERVENTIONS)
 
 
+@pytest.mark.slow
 def test_every_cell_is_measured_under_every_intervention_on_held_out_samples(evaluated):
     result = read_result(evaluated)
     assert result.kind == "use" and result.experiment == "tiny/use" and "output" not in result.config
@@ -64,6 +65,7 @@ def test_every_cell_is_measured_under_every_intervention_on_held_out_samples(eva
     assert any(record.value > 0 for record in result.metrics)
 
 
+@pytest.mark.slow
 def test_a_repeated_call_continues_from_the_finished_cells(config, evaluated, tmp_path, monkeypatch):
     again = changed(config, output=str(tmp_path))
     passes = []

@@ -48,6 +48,7 @@ def test_a_finished_run_gives_its_cells(finished):
     assert config.features.taps == ("up_blocks.*",) and config.backbone.device == "cpu"
 
 
+@pytest.mark.slow
 def test_a_run_on_views_is_measured_on_the_images(finished):
     views = ["features.views.flip=0.5", "features.views.n=2"]
     assert load_use([finished("classifier", *views)]) == load_use([finished("direction")])

@@ -75,6 +75,7 @@ def test_values_are_texts_and_files_are_tables(tmp_path):
         read_columns(str(tmp_path / "none.csv"))
 
 
+@pytest.mark.slow
 def test_a_joined_class_gives_the_features_of_that_class(joined, configs, tmp_path, by_key, assert_same):
     """A table that states the true class names gives the features of the template with {class_name}."""
     from diffprobe.shards.stream import SampleStream
@@ -94,6 +95,7 @@ def test_a_joined_class_gives_the_features_of_that_class(joined, configs, tmp_pa
     assert any(not values[0][cell].allclose(expected[key][0][cell], atol=1e-4) for key, values in other.items())
 
 
+@pytest.mark.slow
 def test_a_store_with_another_table_is_another_store(joined, tmp_path):
     first = joined(write(tmp_path / "t.csv", dict.fromkeys(KEYS, "cat")))
     path = extract(*first, progress=False)

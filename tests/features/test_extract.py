@@ -45,6 +45,7 @@ def test_fewer_cells_are_served_by_the_store_that_has_more(alone, configs):
     assert list(source.widths) == ["mid_block@t400:empty:mean"]
 
 
+@pytest.mark.slow
 def test_features_do_not_depend_on_batch_size_and_workers(alone, configs, tmp_path):
     one = FeatureStore.open(alone)
     other = configs(features_store=str(tmp_path / "b"), data_batch_size=7, data_num_workers=2)

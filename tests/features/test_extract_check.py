@@ -44,6 +44,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.rglob("*"))
 
 
+@pytest.mark.slow
 def test_a_new_a_begun_and_a_complete_store(parts: Callable[..., Parts], tmp_path: Path) -> None:
     asked = parts(draws=2, condition="caption", unconditional=True)
     before = files(tmp_path)

@@ -58,6 +58,7 @@ def run(config: PromptExtraction, **further: Any) -> Path:
     return extract_prompts(config, progress=False, **further)
 
 
+@pytest.mark.slow
 def test_a_store_holds_prompts_by_seeds_with_attributes(config_of: Callable[..., PromptExtraction]) -> None:
     config = config_of()
     lines: list[str] = []
@@ -89,6 +90,7 @@ def test_a_complete_store_is_served_without_loading(
     assert run(fewer) == path
 
 
+@pytest.mark.slow
 def test_an_interrupted_extraction_continues_to_equal_bytes(
     config_of: Callable[..., PromptExtraction], file_bytes: Callable[[Path], dict[str, bytes]],
     monkeypatch: pytest.MonkeyPatch,
@@ -111,6 +113,7 @@ def test_an_interrupted_extraction_continues_to_equal_bytes(
     assert file_bytes(run(config)) == file_bytes(whole)
 
 
+@pytest.mark.slow
 def test_processes_write_the_bytes_of_one(
     config_of: Callable[..., PromptExtraction], file_bytes: Callable[[Path], dict[str, bytes]]
 ) -> None:
@@ -122,6 +125,7 @@ def test_processes_write_the_bytes_of_one(
         run(config, process=(2, 2))
 
 
+@pytest.mark.slow
 def test_rows_per_pass_and_order_of_prompts_change_rounding_only(config_of: Callable[..., PromptExtraction]) -> None:
     one = load_prompt_latents(run(config_of("one")), CELL)
     heading, *lines = PROMPTS.splitlines()
@@ -132,6 +136,7 @@ def test_rows_per_pass_and_order_of_prompts_change_rounding_only(config_of: Call
     assert [other.prompts[i] for i in order] == one.prompts
 
 
+@pytest.mark.slow
 def test_one_seed_is_allowed_and_seeds_are_a_prefix(config_of: Callable[..., PromptExtraction]) -> None:
     one = load_prompt_latents(run(config_of("one", seeds=1)), CELL).features
     two = load_prompt_latents(run(config_of("two")), CELL).features
@@ -151,6 +156,7 @@ def test_bad_input_is_refused_before_weights_are_read(
         run(config_of("c", steps=3))
 
 
+@pytest.mark.slow
 def test_a_cut_prompt_is_named_unless_allowed(config_of: Callable[..., PromptExtraction]) -> None:
     long = "prompt,id\na cat,short\n" + "a red cat and " * 30 + ",long\n"
     config = config_of("cut", long)

@@ -30,6 +30,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 def test_a_store_keeps_the_library_that_it_was_begun_with(configs: Callable[..., tuple], measured: list[str]) -> None:
     lines: list[str] = []

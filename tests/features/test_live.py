@@ -7,6 +7,7 @@ from diffprobe.core.errors import ConfigError
 from diffprobe.features.live import LiveFeatures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"data_batch_size": 3}, {"data_num_workers": 2}, {"data_shuffle_buffer": 0}])
 def test_live_features_do_not_depend_on_how_they_are_loaded(both, shared, changes, by_key, assert_same):
     live, _ = both

@@ -75,6 +75,7 @@ def differ(one, other):
     return all((values - other[key]).abs().max() > 1e-4 for key, values in one.items())
 
 
+@pytest.mark.slow
 def test_stored_views_are_those_of_live_features_and_differ_by_epoch(stored, live):
     epochs = [seen(stored(), epoch) for epoch in range(3)]
     for epoch, found in enumerate(epochs):
@@ -103,6 +104,7 @@ def test_live_views_do_not_depend_on_the_processes(live):
         assert_close(part, {key: whole[key] for key in part})
 
 
+@pytest.mark.slow
 def test_validation_test_and_passes_over_training_read_the_images(stored, live):
     plain = stored(ViewsConfig())
     for split in ("train", "val", "test"):
@@ -176,6 +178,7 @@ def test_an_interrupted_epoch_goes_on_with_the_same_view(kind, stored, live):
         torch.testing.assert_close(one.features[CELL], other.features[CELL], atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_extraction_goes_on_after_an_interruption_and_in_parts(viewed, tmp_path, file_bytes):
     def files(folder):
         return {name: data for name, data in file_bytes(folder).items() if not name.endswith("manifest.json")}
@@ -217,6 +220,7 @@ def test_a_store_without_the_views_is_refused_with_the_command_that_makes_them(s
     assert "data.view" in str(caught.value) and "features.views.flip=0.25" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_views_of_cached_latents_are_those_of_the_images(stored, viewed, tmp_path):
     cached = viewed(features_store=str(tmp_path / "s"), features_latent_cache=str(tmp_path / "l"))
     for _ in range(2):
@@ -227,6 +231,7 @@ def test_views_of_cached_latents_are_those_of_the_images(stored, viewed, tmp_pat
     assert len(list(list_stores(tmp_path / "l", kind=None))) == 3
 
 
+@pytest.mark.slow
 def test_noise_is_that_of_the_image_unless_it_is_drawn_anew(viewed, live, stored):
     same = live(ViewsConfig(flip=1.0))
     redrawn = live(ViewsConfig(flip=1.0, redraw_noise=True))

@@ -59,6 +59,7 @@ def features(path: Path, images: Tensor, **options: Any) -> dict[str, Tensor]:
     return DiffusionFeatures.from_pretrained(str(path), **settings)(images, keys=["a", "b"])
 
 
+@pytest.mark.slow
 def test_it_learns_and_the_folder_is_a_pipeline_that_differs_in_the_unet_alone(trained: Path, tiny_sd: Path) -> None:
     result = read_result(trained / "result.json")
     values = {record.name: record.value for record in result.metrics}
@@ -146,6 +147,7 @@ class Interrupt(lightning.Callback):
             raise RuntimeError("stopped")
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted_bit_for_bit(config: CleanDiftTraining, tmp_path: Path) -> None:
     config = dataclasses.replace(
         config, trainer=dataclasses.replace(config.trainer, max_epochs=2, checkpoint_every_steps=1)

@@ -50,6 +50,7 @@ def test_zero_feedback_gives_the_logits_of_the_head_on_the_first_pass(config: Di
     assert torch.equal(after[OWN], after[FIRST]) and torch.equal(after[FIRST], before[FIRST])
 
 
+@pytest.mark.slow
 def test_only_feedback_and_heads_are_trained_and_the_first_pass_by_itself(config: DiffFeedTraining) -> None:
     module = ready(config)
     found: Any = module.configure_optimizers()
@@ -82,6 +83,7 @@ def test_the_published_head_and_feedback_have_the_published_number_of_weights() 
     assert round(n_head / 1e6, 1) == 27.8 and abs((n_head + n_layers) / 1e6 - 30.5) < 0.1
 
 
+@pytest.mark.slow
 def test_a_run_has_accuracies_beside_controls_and_continues_after_an_interruption(
     config: DiffFeedTraining, tmp_path: Path
 ) -> None:

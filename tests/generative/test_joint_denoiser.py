@@ -196,6 +196,7 @@ def planted(n: int, *, seed: int, informative: bool = True) -> tuple[Tensor, lis
     return draw(n, 2, 8, 8, seed=seed) * 0.7 + informative * patterns[classes], classes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("informative", [True, False])
 def test_planted_classes_are_retrieved_and_shuffled_images_are_at_chance(
     config: DenoiserTraining, informative: bool

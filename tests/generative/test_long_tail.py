@@ -188,6 +188,7 @@ def test_reserved_weights_are_saved_as_a_part_of_the_weights(config, tmp_path):
     assert not torch.equal(general, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "params"), [("coral", {"weight": 1.0}), ("capacity", {"weight": 1.0})])
 def test_an_interrupted_run_with_a_term_equals_an_uninterrupted_one(config, tmp_path, name, params):
     config = dataclasses.replace(

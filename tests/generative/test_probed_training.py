@@ -54,6 +54,7 @@ def probe_records(folder: Path) -> list[MetricRecord]:
     return [record for record in read_result(folder / "result.json").metrics if record.probe == "ridge"]
 
 
+@pytest.mark.slow
 def test_trained_weights_are_equal_bit_for_bit_without_probes(config: Any, probed: Path, tmp_path: Path) -> None:
     plain = train_generative(dataclasses.replace(config, output=str(tmp_path))).parent
     one, two = (torch.load(folder / "last.ckpt", weights_only=True) for folder in (plain, probed))
@@ -103,6 +104,7 @@ def test_the_last_accuracy_is_that_of_the_saved_weights(config: Any, probed: Pat
     assert record.value == accuracy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [1, 3])
 def test_an_interrupted_run_continues_its_curve(
     stop_at: int, config: Any, probed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -161,6 +163,7 @@ def test_measured_steps_are_those_listed_and_the_multiples() -> None:
     assert [step for step in range(1, 10) if config.measures(step)] == [1, 3, 4, 8]
 
 
+@pytest.mark.slow
 def test_a_flow_transformer_is_probed_and_kept_too(config: Any, tmp_path: Path) -> None:
     flow = dataclasses.replace(
         config, model=DenoiserShape(text_width=16, text_layers=2, text_heads=2, vocab_size=540, max_tokens=16),

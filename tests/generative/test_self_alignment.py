@@ -54,6 +54,7 @@ def test_a_head_is_seeded_and_leaves_the_random_state():
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_training_moves_the_head_and_the_network_and_saves_no_head(config, aligned, tmp_path: Path):  # noqa: F811
     start = aligned.make()[0]
     module = fit(aligned, tmp_path / "aligned", callbacks=[averaging()])
@@ -90,6 +91,7 @@ def test_the_term_of_a_step_is_that_of_a_plain_computation(aligned, monkeypatch,
     torch.testing.assert_close(module._alignment_loss, expected)
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted_bit_for_bit(aligned, tmp_path: Path):
     changed = dataclasses.replace(aligned.trainer, max_epochs=3, checkpoint_every_steps=1)
     aligned = dataclasses.replace(aligned, trainer=changed)

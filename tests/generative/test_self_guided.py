@@ -72,6 +72,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(value.equal(second[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 def test_the_released_form_leaves_the_denoiser_as_an_unconditional_one(
     plain: DenoiserTraining, trained: SelfGuided, tmp_path: Path
 ) -> None:
@@ -105,6 +106,7 @@ def test_curves_and_the_record_have_the_entropy_of_use(trained: SelfGuided) -> N
     assert facts["tap"] == "mid_block" and facts["timestep"] == 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resumed", [False, True], ids=["trained", "no step left"])
 def test_saved_statistics_are_of_the_saved_weights(config: SelfGuidedTraining, tmp_path: Path, resumed: bool) -> None:
     config = dataclasses.replace(config, trainer=dataclasses.replace(TRAINER, max_steps=3))  # ends inside an epoch
@@ -125,6 +127,7 @@ def test_captions_change_nothing(trained: SelfGuided) -> None:
         assert found.equal(trained.predict(noised, timesteps, ["", ""]))
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_with_the_same_weights_queue_and_curve(
     config: SelfGuidedTraining, trained: SelfGuided, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ def config(tiny_shards: Path, tiny_teacher: Path, tmp_path_factory: pytest.TempP
     return dataclasses.replace(trainings["denoiser"], output=str(tmp_path_factory.mktemp("runs")))
 
 
+@pytest.mark.slow
 def test_a_snapshot_has_the_averages_of_its_step_and_is_read_by_its_path(config: Any, tmp_path: Path) -> None:
     config = dataclasses.replace(config, snapshot_every_steps=2)
     stale = run_dir_of(config) / "snapshots" / "step-7"

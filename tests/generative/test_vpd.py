@@ -58,6 +58,7 @@ def stepped(module: VpdModule, config: VpdTraining, *, steps: int = 1) -> torch.
     return optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", ["frozen", "adapter", "finetune"])
 def test_a_switch_trains_its_own_parts_alone(config: VpdTraining, switch: Switch) -> None:
     controls: tuple[Control, ...] = ("random_weights",) if switch == "frozen" else ("frozen", "random_weights")
@@ -109,6 +110,7 @@ def test_the_denoiser_has_a_tenth_of_the_step_size(config: VpdTraining) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_input_is_the_published_one(config: VpdTraining) -> None:
     module = VpdModule(config)
     _, data = config.make()
@@ -141,6 +143,7 @@ def test_activations_are_computed_again_beside_a_frozen_control_too(config: VpdT
         assert network.is_gradient_checkpointing
 
 
+@pytest.mark.slow
 def test_a_control_does_not_depend_on_the_branches_beside_it(config: VpdTraining) -> None:
     found: list[Tensor] = []
     for switch in ("adapter", "finetune"):
@@ -151,6 +154,7 @@ def test_a_control_does_not_depend_on_the_branches_beside_it(config: VpdTraining
     assert torch.equal(*found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["referring", "depth"])
 def test_the_other_tasks_train_and_are_scored(config: VpdTraining, task: str) -> None:
     given: dict[str, Any] = {"task": task, "switch": "adapter", "controls": ("frozen",)}
@@ -164,6 +168,7 @@ def test_the_other_tasks_train_and_are_scored(config: VpdTraining, task: str) ->
     assert all(record.probe == "vpd-adapter" and set(record.controls) == {"frozen"} for record in tested.values())
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_ends_with_the_same_weights_and_scores(config: VpdTraining, tmp_path: Path) -> None:
     config = dataclasses.replace(config, switch="adapter", controls=("frozen",), checkpointing=True)
     whole = read_result(train_generative(config))
@@ -212,6 +217,7 @@ def test_ignored_pixels_are_in_no_loss_and_no_score(config: VpdTraining) -> None
     assert (data.test.truth == IGNORED).any()
 
 
+@pytest.mark.slow
 def test_the_cost_counts_the_passes_that_a_run_makes(config: VpdTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     config = dataclasses.replace(config, switch="adapter", controls=("frozen", "random_weights"), n_test=3)
     passes = {True: 0, False: 0}

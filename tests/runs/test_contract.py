@@ -93,6 +93,7 @@ def test_an_added_file_keeps_the_contract(add_classifier, tmp_path, monkeypatch)
     contract.check_control_is_near_chance("classifier", "added_mlp", tmp_path / "d")
 
 
+@pytest.mark.slow
 def test_stubs_do_not_keep_it(add_classifier, tmp_path, monkeypatch):
     add_classifier("idle_stub", IDLE)
     with pytest.raises(AssertionError, match="hidden changed nothing"):

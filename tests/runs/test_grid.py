@@ -170,6 +170,7 @@ def test_faults_are_found_before_anything_is_loaded(run, tmp_path, settings, mes
     assert not list(tmp_path.iterdir()), caught
 
 
+@pytest.mark.slow
 def test_faults_that_need_the_features(run):
     extract_run(run(), progress=False)
     with pytest.raises(UnknownName, match="unknown cell 'mid_blok@t20'"):

@@ -50,6 +50,7 @@ def test_only_records_of_a_stating_branch_are_marked():
     assert mark_injection(given, plain, "classifier") == given
 
 
+@pytest.mark.slow
 def test_the_result_of_a_run_is_marked(run, tmp_path):
     rows = "".join(f"tiny/{i:02d},red round,zero_shot:clip\n" for i in range(24))
     (tmp_path / "guess.csv").write_text("key,guess,source\n" + rows)

@@ -121,6 +121,7 @@ def test_a_record_lists_the_channels_of_its_cell() -> None:
     assert list_massive(given, stored_with(recorded)) == [one, other, both]
 
 
+@pytest.mark.slow
 def test_the_result_of_a_live_run_lists_what_was_found_and_kept_features_nothing(run: Callable[..., RunConfig]) -> None:
     settings = ["probe=linear", "probe.targets=[style]", "features.source=live", "trainer.max_epochs=1"]
     treated = ["features.massive.treatment=clip", "features.massive.ratio=2", "features.massive.images=4"]

@@ -9,6 +9,7 @@ from diffprobe.core.errors import ConfigError, UnknownName
 from diffprobe.runs.plan import plan
 
 
+@pytest.mark.slow
 def test_faults_are_found_before_anything_is_loaded(run, tmp_path):
     with pytest.raises(ConfigError, match="unknown key 'probe.params.kk'"):
         plan(run("probe=topk", "probe.params.kk=3"))
@@ -108,6 +109,7 @@ def test_how_long_a_storage_is_waited_for_is_not_part_of_a_run(run):
     assert one.tree == other.tree and one.run_dir == other.run_dir and "storage_patience" not in one.tree["data"]
 
 
+@pytest.mark.slow
 def test_a_run_is_validated_without_what_trains_it():
     """`diffprobe config` validates; libraries that only training or opening a backbone needs are not imported."""
     code = """

@@ -21,6 +21,7 @@ def states(rows):
     return {row.name.rpartition("/")[2]: row.state for row in rows}
 
 
+@pytest.mark.slow
 def test_rows_run_once_and_one_that_cannot_run_does_not_stop_the_others(tiny, tmp_path, monkeypatch):
     rows = plan_table("paper/layers", tiny)
     assert states(rows) == {"mid": "missing", "odd": "invalid", "up": "missing"}
@@ -39,6 +40,7 @@ def test_rows_run_once_and_one_that_cannot_run_does_not_stop_the_others(tiny, tm
     assert states(plan_table("paper/layers", tiny, again=True))["mid"] == "interrupted"  # its checkpoint is there
 
 
+@pytest.mark.slow
 def test_a_row_is_the_run_that_train_makes(tiny, tmp_path):
     from diffprobe.runs.experiment import load_experiment, train
 
@@ -51,6 +53,7 @@ def test_a_row_is_the_run_that_train_makes(tiny, tmp_path):
     assert [read_result(row.folder / RESULT_FILE).metrics for row in rows] == ours
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_is_noted_until_it_succeeds(tiny, tmp_path, monkeypatch):
     real, failing = run_table.train, {"paper/layers/mid"}
 
@@ -71,6 +74,7 @@ def test_a_row_that_fails_is_noted_until_it_succeeds(tiny, tmp_path, monkeypatch
     assert not list(failures_below(tmp_path / "runs"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_ends_all_rows(tiny, monkeypatch, error):
     def train(config):
@@ -81,12 +85,14 @@ def test_an_interrupt_ends_all_rows(tiny, monkeypatch, error):
         run_rows(plan_table("paper/layers", tiny), progress=False)
 
 
+@pytest.mark.slow
 def test_rows_share_the_cost_of_a_store(tiny, tmp_path):
     write_table(tmp_path, {"mid": "mid_block", "odd": "mid_block", "up": "mid_block"})
     rows = plan_table("paper/layers", [*tiny, "trainer.max_epochs=2"])
     assert [row.cost.passes for row in rows] == [24, 0, 0] and [row.cost.steps for row in rows] == [4, 4, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "fact"),
     [

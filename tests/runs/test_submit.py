@@ -58,6 +58,7 @@ def test_a_list_of_seeds_is_a_job_for_each() -> None:
         plan("train", "experiment=emoji/sae", "seed=[]")
 
 
+@pytest.mark.slow
 def test_a_ladder_is_a_job_for_each_rung_that_applies(capsys: pytest.CaptureFixture[str]) -> None:
     found = plan("train", "experiment=emoji/classifier", "control=ladder")
     assert shown(found) == {"extract": (5, ()), "train": (5, ("extract",))}
@@ -91,6 +92,7 @@ def test_a_table_trains_the_rows_that_its_filter_lets_through() -> None:
         plan("table", "experiment=emoji/sae", words=("emoji",))
 
 
+@pytest.mark.slow
 def test_finished_runs_are_left_out_unless_asked_for() -> None:
     settings = ("experiment=emoji/sae", "seed=0,1")
     folder = Path(str(plan("train", *settings).stages[1].tasks[0].run_folder))
@@ -102,6 +104,7 @@ def test_finished_runs_are_left_out_unless_asked_for() -> None:
     assert plan("train", "experiment=emoji/sae").stages == []
 
 
+@pytest.mark.slow
 def test_what_is_in_the_queue_is_left_out_and_waited_for(tmp_path: Path) -> None:
     settings = ("experiment=emoji/sae", "seed=0,1")
     extract, train = plan("train", *settings).stages
@@ -124,6 +127,7 @@ def test_parts_that_failed_are_extracted_again_beside_those_in_the_queue(tmp_pat
     assert [(task.command[-2:], task.work[-3:]) for task in left.tasks] == [(("--process", "1/3"), "1/3")]
 
 
+@pytest.mark.slow
 def test_resources() -> None:
     def of(*settings: str, verb: str = "train", cluster: ClusterConfig = GPUS) -> list[Resources]:
         return [stage.resources for stage in plan(verb, "experiment=emoji/sae", *settings, cluster=cluster).stages]

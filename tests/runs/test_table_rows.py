@@ -28,6 +28,7 @@ def test_a_table_is_named_or_its_folder_is(given, name):
     assert table_name(given) == name
 
 
+@pytest.mark.slow
 def test_rows_are_the_experiments_that_fit_the_filter(tiny):
     rows = find_rows("paper/layers", tiny)
     assert [row.settings[0] for row in rows] == ["experiment=paper/layers/mid", "experiment=paper/layers/up"]
@@ -46,6 +47,7 @@ def test_a_row_of_another_probe_does_not_fit(tiny, tmp_path):
     assert "paper/layers/up" in str(found.value)
 
 
+@pytest.mark.slow
 def test_a_refused_row_is_kept_apart(tiny, tmp_path):
     (tmp_path / "experiments/paper/layers/odd.yaml").write_text("probe: {kind: classifier, nam: linear}\n")
     rows = try_rows("paper/layers", tiny)
@@ -55,6 +57,7 @@ def test_a_refused_row_is_kept_apart(tiny, tmp_path):
         find_rows("paper/layers", tiny)
 
 
+@pytest.mark.slow
 def test_the_same_run_twice_is_refused(tiny):
     with pytest.raises(ConfigError, match="two of the runs are the same"):
         find_rows("paper/layers", [*tiny, "data.storage_patience=1,2"])

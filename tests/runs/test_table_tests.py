@@ -104,6 +104,7 @@ def shares(table):
     return np.mean([table.beats_controls(entry) is False for entry in table.entries()])
 
 
+@pytest.mark.slow
 def test_without_a_difference_the_mark_appears_as_often_as_stated():
     """400 cells that know what their control knows: at least 95 % bear the mark, within two standard errors."""
     n = 400
@@ -111,6 +112,7 @@ def test_without_a_difference_the_mark_appears_as_often_as_stated():
     assert share >= 0.95 - 2 * (0.05 * 0.95 / n) ** 0.5 and share < 1
 
 
+@pytest.mark.slow
 def test_a_planted_difference_is_found_with_the_stated_power():
     """Of 600 samples in 120 groups, 15 points at 50 % are found in 97 %, ten in 72 %, five in a quarter."""
     n, rng = 400, np.random.default_rng(1)

@@ -47,6 +47,7 @@ def test_classifier_from_store_and_live_agree(run):
         torch.testing.assert_close(other.weight, one.weight, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_validation_split_cut_out_of_train(run):
     cut = ["data.val_split=held", "data.val_fraction=0.3", "data.val_group=colour", "data.batch_size=16"]
     (stored, live), _ = from_both(run, "probe=linear", "probe.targets=[style]", *cut)
@@ -67,6 +68,7 @@ def test_directions_from_store_and_live_agree(run):
     torch.testing.assert_close(other.vector, one.vector, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_folder_is_named_by_the_digest_and_holds_probes_and_result(run, tmp_path):
     config = run("probe=linear", "probe.targets=[style]", "seed=3", "logger=csv")
     extract_run(config, progress=False)
@@ -82,6 +84,7 @@ def test_the_folder_is_named_by_the_digest_and_holds_probes_and_result(run, tmp_
     assert plan(run("probe=linear", "probe.targets=[style]", "seed=3", "logger=csv")).run_dir == path.parent
 
 
+@pytest.mark.slow
 def test_a_seed_that_changes_nothing_is_refused(run):
     whole = ["probe=linear", "probe.targets=[label]", "probe.params.controls=[]", "data.batch_size=16"]
     extract_run(run(*whole), progress=False)
@@ -351,6 +354,7 @@ def test_a_classifier_on_views_is_the_same_stored_and_live(run):
     assert all("gradient_ratio" not in record.detail for record in stored.metrics)
 
 
+@pytest.mark.slow
 def test_all_views_are_rows_of_an_epoch(run):
     views = ["features.views.flip=0.5", "features.views.n=2", "features.views.use=all"]
     settings = ["probe=linear", "probe.targets=[style]", "features.taps=[mid_block]", *views]
@@ -363,6 +367,7 @@ def test_all_views_are_rows_of_an_epoch(run):
     assert {record.n for record in result.metrics} == {4}
 
 
+@pytest.mark.slow
 def test_a_run_on_views_that_was_interrupted_ends_with_the_same_numbers(run, monkeypatch):
     from diffprobe.training.classifier import ClassifierModule
 

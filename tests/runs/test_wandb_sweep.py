@@ -42,6 +42,7 @@ def grid():
     return plan_sweep("emoji/sae", ["probe.params.k=[8,16]", "seed=0,1", "features.timesteps=[25,200]"])
 
 
+@pytest.mark.slow
 def test_a_grid_has_the_values_and_its_metric_is_on_val(grid):
     tree = yaml.safe_load(sweep_yaml(grid))
     require_schema(tree)
@@ -66,6 +67,7 @@ def test_the_same_points_can_be_submitted(grid, capsys):
     assert words[:3] == ["diffprobe", "submit", "train"] and "probe.params.k=8,16" in words and "seed=0,1" in words
 
 
+@pytest.mark.slow
 def test_intervals_are_for_random_and_bayes():
     plan = plan_sweep(
         "emoji/sae",
@@ -133,6 +135,7 @@ def test_the_sweep_is_registered_as_it_is_printed(grid, capsys):
         register(grid, refuse)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("logged_out")
 def test_the_command_line_prints_yaml_alone_and_needs_a_login_to_create(capsys):
     assert main(["wandb", "sweep", "emoji/sae", "seed=0,1"]) == 0

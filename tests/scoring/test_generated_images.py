@@ -24,6 +24,7 @@ def sampled(model: DenoisingError, rows: list[int], *, guidance: float = 2.0, se
     return generated_latents(model, [KEYS[row] for row in rows], conditions, steps=4, guidance=guidance, seed=seed)
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_its_batch(model: DenoisingError, tiny_sd: Path) -> None:
     together = sampled(model, [0, 1, 2])
     alone = torch.cat([sampled(model, [row]) for row in (0, 1, 2)])

@@ -76,6 +76,7 @@ def as_table(found, samples):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["mean", "grid2", "none"])
 def test_it_is_one_latent_and_one_sample_at_a_time(tiny_sd, pool) -> None:
     network, samples, words, codes, found = measured(tiny_sd, pool, rows=4)
@@ -103,6 +104,7 @@ def test_it_is_one_latent_and_one_sample_at_a_time(tiny_sd, pool) -> None:
                     assert expected == pytest.approx(0, abs=1e-12)  # where it does not fire nothing changes
 
 
+@pytest.mark.slow
 def test_the_change_for_sampling_takes_out_the_same(tiny_sd) -> None:
     network, samples, words, _, found = measured(tiny_sd, "none")
     latent = int(found.latent[0])
@@ -118,6 +120,7 @@ def test_the_change_for_sampling_takes_out_the_same(tiny_sd) -> None:
             assert float(rise[KEYS.index(key)]) == pytest.approx(float(expected[1]), abs=2e-6)
 
 
+@pytest.mark.slow
 def test_batch_size_order_and_choice_of_latents_do_not_matter(tiny_sd) -> None:
     _, samples, _, _, found = measured(tiny_sd, "none")
     whole = as_table(found, samples)
@@ -132,6 +135,7 @@ def test_batch_size_order_and_choice_of_latents_do_not_matter(tiny_sd) -> None:
         torch.testing.assert_close(rise, whole[key], rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_draws_are_averaged(tiny_sd) -> None:
     network, samples, words, codes, found = measured(tiny_sd, "none", draws=2, controls=())
     assert codes.untouched.shape == (5, 2)
@@ -143,6 +147,7 @@ def test_draws_are_averaged(tiny_sd) -> None:
             assert float(rise[KEYS.index(key)]) == pytest.approx(float(expected[0]), abs=2e-6)
 
 
+@pytest.mark.slow
 def test_only_pairs_in_which_a_latent_fires_are_denoised(tiny_sd, monkeypatch) -> None:
     passes, seen = [], []
     errors_of = InterventionNetwork.errors_of
@@ -160,6 +165,7 @@ def test_only_pairs_in_which_a_latent_fires_are_denoised(tiny_sd, monkeypatch) -
     assert none.rise.shape == (1, 0)
 
 
+@pytest.mark.slow
 def test_codes_are_those_of_the_features(tiny_sd) -> None:
     _, _, words, codes, _ = measured(tiny_sd, "none", rows=2)
     kept = {}

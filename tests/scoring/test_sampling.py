@@ -58,6 +58,7 @@ def test_it_is_the_ddim_of_diffusers(sampler, tiny_sd, tmp_path, prediction):
     torch.testing.assert_close(here.untouched[-1], plain_loop(path), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_intervention_acts_in_its_band_alone(sampler, tiny_sd):
     band = STEPS[1:3]
     found = sampler.sample("mid_block", band, lambda t: torch.zeros_like)
@@ -73,6 +74,7 @@ def test_the_change_may_depend_on_the_step(sampler):
     assert seen == [999] * 4 + [749] * 4  # two chunks of rows, two branches of guidance
 
 
+@pytest.mark.slow
 def test_patching_takes_the_map_of_the_untouched_run_of_the_donor(sampler):
     assert torch.equal(sampler.patched("mid_block", STEPS, [0, 1, 2]), sampler.untouched[-1])  # each its own donor
     band = STEPS[-1:]

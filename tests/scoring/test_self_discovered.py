@@ -27,6 +27,7 @@ def digest(network):
     return torch.cat([p.detach().flatten() for p in network._backbone.denoiser.parameters()]).double().sum()
 
 
+@pytest.mark.slow
 def test_the_vector_lowers_the_error_of_held_out_samples_and_nothing_else_learns(network):
     before = digest(network)
     found = self_discovered_vector(network, samples(network), samples(network, seed=1), SEARCH, tap=LAST)
@@ -36,6 +37,7 @@ def test_the_vector_lowers_the_error_of_held_out_samples_and_nothing_else_learns
     assert all(p.grad is None and not p.requires_grad for p in network._backbone.denoiser.parameters())
 
 
+@pytest.mark.slow
 def test_the_error_without_is_that_of_the_untouched_network(network):
     held = samples(network, seed=1)
     found = self_discovered_vector(network, samples(network), held, SEARCH, tap="mid_block")
@@ -61,6 +63,7 @@ def test_its_gradient_is_that_of_finite_differences(network):
     assert up - down == pytest.approx(2 * float(step @ vector.grad), rel=0.05)
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_vector_and_a_grid_has_a_vector_per_part(network):
     width = next(iter(network.plan.widths.values()))
     one, again, other = (

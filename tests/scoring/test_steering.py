@@ -80,6 +80,7 @@ def test_it_acts_in_its_window_alone(network, width):
         Steering(tap="mid_block", pool="mean", edit=AddVector(vector), window=(5, 2))
 
 
+@pytest.mark.slow
 def test_with_guidance_it_acts_on_the_pass_with_the_prompt(network, width):
     """The guided prediction is without + 3 (given - without), so a change of `without` alone would count -2 times."""
     steering = Steering(tap="mid_block", pool="mean", edit=AddVector(vector_of(width)))

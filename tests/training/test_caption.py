@@ -50,6 +50,7 @@ def test_a_planted_map_and_its_directions_are_recovered(tmp_path, name):
     assert float(F.cosine_similarity(found.vector, planted, dim=0)) > (0.99 if name == "ridge" else 0.95)
 
 
+@pytest.mark.slow
 def test_captions_are_retrieved_in_both_directions(tmp_path):
     module = run(tmp_path, "contrastive")
     found = named(module)
@@ -179,6 +180,7 @@ def test_fewer_groups_than_folds_are_refused(tmp_path):
         run(tmp_path, params={"folds": 99})
 
 
+@pytest.mark.slow
 def test_an_alignment_head_is_scored_by_both_inferences_and_needs_the_right_images(tmp_path):
     small = {"grid": 1, "width": 32, "blocks": 1, "ddim_steps": 3}
     module = run(tmp_path, "diffdis", params=small, seed=0)

@@ -39,6 +39,7 @@ def run(
     return module
 
 
+@pytest.mark.slow
 def test_learns_the_labels_and_its_control_does_not(toy, tmp_path):
     module = run(toy, tmp_path, max_epochs=30, learning_rate=0.02)
     for record in module.records("val"):
@@ -85,6 +86,7 @@ def test_a_group_that_the_data_lack_is_named(tmp_path):
         run(Renamed, tmp_path, max_epochs=1)
 
 
+@pytest.mark.slow
 def test_a_bank_equals_separate_runs(toy, tmp_path):
     bank = run(toy, tmp_path / "bank")
     for cell in bank.cells:

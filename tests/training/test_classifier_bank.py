@@ -75,6 +75,7 @@ def alone(name, point, folder):
     return train(module, source, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "batched"),
     [("linear", False), ("linear", True), ("mlp", True), ("batchnorm_linear", True), ("diff_c", False),

@@ -31,6 +31,7 @@ def trained(tmp_path, **settings):
     return module, [str(one.message) for one in caught if "convergence" in str(one.message)]
 
 
+@pytest.mark.slow
 def test_a_short_run_is_far_and_a_long_one_is_not(tmp_path):
     module, warned = trained(tmp_path / "short", max_epochs=3)
     (record, *_) = module.records("test")

@@ -181,6 +181,7 @@ def test_steps_on_a_stream_end_at_the_same_classifier(tmp_path, l2):
     assert float((stepped.predict(x) == exact.predict(x)).float().mean()) >= 0.98
 
 
+@pytest.mark.slow
 def test_weights_of_classes_and_the_penalty_change_what_steps_learn(tmp_path):
     with pytest.raises(ConfigError, match="l2=-1"):
         plan(load_run(None, [*BASE[1:], "probe=linear", "probe.params.l2=-1"]))

@@ -195,6 +195,7 @@ def test_a_run_records_pca_on_every_split(toy, tmp_path, kind):
         assert ("L0" in found["fvu"].detail["control_k_is"]) is (kind is not None)
 
 
+@pytest.mark.slow
 def test_members_of_a_bank_share_the_sums_and_have_the_controls_of_single_runs(toy, tmp_path):
     cells = {CELL: 12, "up_blocks.0@t10:empty:mean": 7}
     specs = [

@@ -135,6 +135,7 @@ class Interrupt(lightning.Callback):
             raise RuntimeError("stopped")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", [Config, BatchConfig])
 def test_a_run_with_a_buffer_mixes_and_resumes_bit_for_bit(wide, tmp_path, probe):
     probe = probe(k=3, n_latents=32, dead_window=400, k_aux=4, row_buffer=300)

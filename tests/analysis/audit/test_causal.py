@@ -34,6 +34,7 @@ def test_corrected_rates_are_those_of_the_images_and_what_is_read_is_not() -> No
     assert at[:, 0] == pytest.approx([0.27, 0.55, 0.83], abs=0.03)  # .2 + .7 * rate
 
 
+@pytest.mark.slow
 def test_intervals_of_rates_cover() -> None:
     hits = [
         point.low <= 0.5 + 0.2 * point.strength <= point.high

@@ -18,6 +18,7 @@ def test_the_rank_correlation_is_that_of_scipy() -> None:
     assert found.null.p == pytest.approx(stats.spearmanr(one, other).pvalue, abs=0.02)
 
 
+@pytest.mark.slow
 def test_its_interval_covers_and_its_p_is_uniform() -> None:
     """80 subjects with a known rank correlation (of a bivariate normal distribution), and without one."""
     rng, hits, p = np.random.default_rng(1), 0, []

@@ -103,6 +103,7 @@ def test_an_audit_of_the_words_separates_nothing() -> None:
     assert swapped.value < -0.8 and not swapped.passed
 
 
+@pytest.mark.slow
 def test_the_null_of_the_separation_is_calibrated() -> None:
     """Audits that give both worlds the same rates with independent errors: p below .1 in a tenth of the cases."""
     rules = AuditRules(n_permutations=99, n_resamples=2)

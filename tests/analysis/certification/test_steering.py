@@ -71,6 +71,7 @@ def test_a_direction_that_moves_another_factor_fails() -> None:
     assert measured(readings(0.2, other=0.9), most_collateral=1.0)["steering_collateral"].passed
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_effect_covers() -> None:
     """Over prompts that differ in their effect; the rate at strength s is .5 + (.1 + prompt) s, clipped nowhere."""
     covered = 0

@@ -36,6 +36,7 @@ def test_attributes_are_stable_and_normal_directions_are_not():
     assert np.median(np.delete(found.stability, own)) < 0.8
 
 
+@pytest.mark.slow
 def test_neither_order_scale_nor_constant_features_matter():
     made = planted()
     order = np.random.default_rng(1).permutation(len(made.names))

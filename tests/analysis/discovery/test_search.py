@@ -18,6 +18,7 @@ def finding_of(found, has):
     return next(one for one in found.findings if one.component == int(np.argmax(likeness)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paired", [False, True])
 def test_the_planted_association_is_found_hidden_and_the_stated_attribute_named(paired):
     made = planted(n_subjects=10, paired=paired, d=6)
@@ -33,6 +34,7 @@ def test_the_planted_association_is_found_hidden_and_the_stated_attribute_named(
     assert found.n_structured_by_chance == 0 and found.associations_by_chance < 0.3 and found.has_words
 
 
+@pytest.mark.slow
 def test_what_defines_a_subject_is_an_identity():
     made = planted()
     features = made.features.copy()
@@ -43,6 +45,7 @@ def test_what_defines_a_subject_is_an_identity():
     assert set(next(one for one in found.structured if one.kind == "identity").high) == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_noise_gives_findings_at_the_nominal_rate_only():
     structured = associations = 0
     for seed in range(6):
@@ -55,6 +58,7 @@ def test_noise_gives_findings_at_the_nominal_rate_only():
     assert structured <= 1 and associations <= 1
 
 
+@pytest.mark.slow
 def test_the_order_of_samples_and_subjects_does_not_matter():
     made = planted()
     order = np.random.default_rng(4).permutation(len(made.names))

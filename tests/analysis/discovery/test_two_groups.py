@@ -33,6 +33,7 @@ def test_it_agrees_with_scikit_learn():
     assert found.evidence == pytest.approx(one.bic(x[:, None]) - two.bic(x[:, None]), abs=0.5)
 
 
+@pytest.mark.slow
 def test_normal_numbers_have_no_groups():
     x = np.random.default_rng(0).normal(size=(400, 60))
     assert sum(one.are_apart() for one in two_groups(x / x.std(0))) <= 1

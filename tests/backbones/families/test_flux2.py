@@ -65,6 +65,7 @@ def reference(plain_hooks: Callable) -> Callable[..., dict[str, Any]]:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_taps_equal_plain_hooks_on_the_untouched_model(
     name: str, tiny: Callable, images: Tensor, reference: Callable, as_map: Callable
@@ -96,6 +97,7 @@ def test_shares_of_the_text_have_one_channel_per_token_of_it(tiny: Callable) -> 
     assert len(found) == 5 and {tap.channels for tap in found} == {LENGTH}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", ["transformer_blocks.1", "single_transformer_blocks.0"])
 def test_the_heads_of_a_normalised_query_stand_side_by_side(
     block: str, tiny: Callable, images: Tensor, reference: Callable, as_map: Callable

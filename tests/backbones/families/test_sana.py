@@ -60,6 +60,7 @@ def reference(folder: Path, images: Tensor, taps: list[str], hooked: Any) -> dic
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(KINDS))
 def test_taps_equal_plain_hooks_on_the_untouched_model(
     name: str, tiny: Path, images: Tensor, hooked: Any, as_map: Any
@@ -71,6 +72,7 @@ def test_taps_equal_plain_hooks_on_the_untouched_model(
         torch.testing.assert_close(found[f"{tap}@t{T}:caption:none"], value, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_attention_to_the_text_equals_a_plain_computation(tiny: Path, images: Tensor, hooked: Any) -> None:
     path = "transformer_blocks.1.attn2"
     found = features(tiny / "1.0", taps=[f"{path}/logits"], condition="caption", pool="none")(

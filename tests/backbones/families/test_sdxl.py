@@ -88,6 +88,7 @@ def test_one_blank_is_the_empty_prompt_itself(
     compare(read(folder, images, condition="prompt", prompt=" "), reference(images, states, pooled))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_zeros_encodes_the_empty_text(folder: Path, images: Tensor, tmp_path: Path) -> None:
     other = shutil.copytree(folder, tmp_path / "sdxl")
     edit(other / "model_index.json", force_zeros_for_empty_prompt=False)

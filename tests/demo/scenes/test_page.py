@@ -1,5 +1,6 @@
 import io
 
+import pytest
 from rich.console import Console
 
 from diffprobe.demo.console import DemoConsole
@@ -8,6 +9,7 @@ from diffprobe.demo.scenes.page import scenes_facts, scenes_page, write_scenes_r
 from diffprobe.demo.scenes.run import run_scenes
 
 
+@pytest.mark.slow
 def test_the_page_shows_world_samples_rates_and_limits(demo, drawn):
     text = io.StringIO()
     view = DemoConsole(Console(file=text, width=110))

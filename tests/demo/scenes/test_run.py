@@ -15,6 +15,7 @@ def view() -> DemoConsole:
     return DemoConsole(Console(file=io.StringIO(), width=110))
 
 
+@pytest.mark.slow
 def test_each_twin_follows_its_own_rates_from_the_same_prompts_and_noise(demo, drawn):
     outcome = run_scenes(demo, view())
     for one, sibling in zip(outcome.twins, ("permuted", "planted"), strict=True):
@@ -29,6 +30,7 @@ def test_each_twin_follows_its_own_rates_from_the_same_prompts_and_noise(demo, d
     assert [prompts for prompts, _ in calls["planted"][-2:]] == [[prompt] * 3 for prompt in demo.prompts]
 
 
+@pytest.mark.slow
 def test_a_second_call_samples_nothing_and_finds_the_same(demo, drawn):
     demo = replace(demo, n_per_role=4)
     first = run_scenes(demo, view())
@@ -43,6 +45,7 @@ def test_a_second_call_samples_nothing_and_finds_the_same(demo, drawn):
             assert np.array_equal(found.images, other.samples[prompt].images)
 
 
+@pytest.mark.slow
 def test_an_interrupted_call_continues(demo, drawn):
     demo = replace(demo, n_per_role=4)
     complete = run_scenes(demo, view())

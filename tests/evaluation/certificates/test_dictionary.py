@@ -74,6 +74,7 @@ def test_codes_that_are_the_factors_pass_and_random_ones_fail(tmp_path: Path, mo
         dictionary.certify(Method(name="dictionaries_of_ours:flat"), config)
 
 
+@pytest.mark.slow
 def test_in_a_cell_with_places_latents_have_to_point_at_their_part(
     tiny_sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

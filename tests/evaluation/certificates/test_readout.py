@@ -96,6 +96,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "readouts_of_ours"
 
 
+@pytest.mark.slow
 def test_a_callable_that_knows_passes_and_a_constant_fails(lab: str, tiny_sd: Path) -> None:
     """With a pipeline as the backbone both rungs are fitted; the texture cannot be read from pixels of 16 x 16."""
     settings = {**DRAWN, "cell": "mid_block@t200", "backbone": str(tiny_sd), "resolution": 32}

@@ -80,6 +80,7 @@ def test_the_direction_of_another_attribute_moves_that_one(tiny_sd: Path) -> Non
     assert found.effect("colour", 1).mean() > 0.5 and found.changed("colour").mean() > 0.2
 
 
+@pytest.mark.slow
 def test_prompts_state_the_role_alone_and_noise_is_shared(tiny_sd: Path) -> None:
     assert [parse(SPEC, text) for text in prompts_of_roles(SPEC)] == [{"role": role.name} for role in SPEC.roles]
     settings = SteeringSettings(generator=str(tiny_sd), reader="r", n_images=30, sampling_steps=2)

@@ -87,6 +87,7 @@ def errors_of_parts(weight: float | None) -> tuple[torch.Tensor, torch.Tensor]:
     return own.view(2, 1000).mean(1), general.view(2, 1000).mean(1)
 
 
+@pytest.mark.slow
 def test_what_is_known_of_the_rare_class_moves_to_the_reserved_weights() -> None:
     own, general = errors_of_parts(0.3)
     plain, plain_general = errors_of_parts(None)

@@ -13,6 +13,7 @@ def made(module, **settings):
     return module.make(module.Config(**settings), forward, ReverseKernels(forward, "epsilon"), CLASSES)
 
 
+@pytest.mark.slow
 def test_diffrop_parts_the_kernels_that_plain_training_merges():
     images, labels = draw()
     plain = train(Regularizer(), images=images, labels=labels, decay=0.1)
@@ -23,6 +24,7 @@ def test_diffrop_parts_the_kernels_that_plain_training_merges():
     assert abs(float(parted[0, 0] + 1)) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "settings"),
     [(cbdm, {"tau": 0.2}), (orientation_calibration, {"direction": "tail_to_head"})],

@@ -25,6 +25,7 @@ def fit(config, folder, *, until=-1, checkpoint=None) -> VisualTowerModule:
     return module
 
 
+@pytest.mark.slow
 def test_a_run_learns_ablates_and_writes_a_model_that_generates(make_config, tmp_path) -> None:
     result = train_generative(make_config(output=str(tmp_path), language_model_alone=True))
     found = read_result(result)
@@ -76,6 +77,7 @@ def test_only_what_is_trained_changes_and_has_gradients(train, make_config, tiny
     assert not [name for name in saved if "vision_tower" in name]
 
 
+@pytest.mark.slow
 def test_the_loss_falls(make_config, tmp_path) -> None:
     config = make_config()
     config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, max_epochs=8))
@@ -88,6 +90,7 @@ def test_the_loss_falls(make_config, tmp_path) -> None:
     assert after < 0.8 * before
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(make_config, tmp_path) -> None:
     config = make_config(language_model_alone=True)
     whole = fit(config, tmp_path / "whole", until=6).state_dict()

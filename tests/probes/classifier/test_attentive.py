@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from diffprobe.probes.classifier import ClassifierProbe
@@ -8,6 +9,7 @@ SHAPE = (3, 4, 2)
 CONFIG = Config(width=12, heads=3)
 
 
+@pytest.mark.slow
 def test_it_finds_a_mark_whose_place_changes(tmp_path):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(80, *SHAPE, generator=generator)

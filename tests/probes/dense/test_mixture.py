@@ -80,6 +80,7 @@ def test_training_finds_the_cell_that_has_the_points() -> None:
     assert equal.weights() == {KNOWS: 0.5, NOISE: 0.5}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_the_scale_of_a_cell_counts_for_nothing() -> None:
     first, second = (trained(PAIRS)[0].state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)

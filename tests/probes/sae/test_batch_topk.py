@@ -30,6 +30,7 @@ def first_of_the_largest(sae, x):
     return torch.zeros(len(h), dtype=torch.bool).index_fill(0, kept, True).view(len(x), -1)
 
 
+@pytest.mark.slow
 @given(n=st.integers(1, 9), m=st.integers(1, 30), share=st.floats(0, 1), spread=st.floats(0, 6))
 def test_the_largest_of_the_batch_are_kept_however_unequal_its_samples(n, m, share, spread):
     k = 1 + round(share * (m - 1))

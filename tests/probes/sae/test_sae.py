@@ -14,6 +14,7 @@ def test_shared_files_are_no_variants():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_variants_are_listed_without_torch_and_the_base_class_is_at_the_door():
     code = "import sys, diffprobe.probes.sae as p; assert 'torch' not in sys.modules; print(p.KSAE.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -48,6 +48,7 @@ def test_the_loss_by_hand() -> None:
     assert gradient.abs().max() == 0  # nothing is learned where the margin holds
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_leaves_the_frozen_weights(score: AttentionMatch) -> None:
     network = score.backbone.denoiser
     before = digest(network)
@@ -68,6 +69,7 @@ def test_the_optimiser_has_no_state_of_frozen_weights(score: AttentionMatch) -> 
     assert not held & {id(parameter) for parameter in score.backbone.denoiser.parameters()}
 
 
+@pytest.mark.slow
 def test_the_order_of_candidates_has_no_effect(score: AttentionMatch) -> None:
     """The right candidate of the released code is always the first one."""
     found = []

@@ -36,6 +36,7 @@ def test_without_an_embedding_it_is_refused():
                      [EditedText(text="a", towards="b", away="c")])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_images_of_an_edited_text_are_those_of_the_text_that_the_edit_amounts_to(tiny_sd):
     network = InterventionNetwork(plan_for(str(tiny_sd), taps=["mid_block"], timesteps=[500]), device="cpu", rows=2)
 

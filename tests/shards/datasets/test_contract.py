@@ -72,6 +72,7 @@ def test_a_data_set_is_built_as_it_declares(name: str, tmp_path: Path) -> None:
     assert build_faults(DATASETS.load(name), tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_data_set_is_as_its_card_declares(name: str) -> None:
     card, shard_set = DATASETS.load(name).CARD, ShardSet.load(name)
