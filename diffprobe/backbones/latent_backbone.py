@@ -1,19 +1,44 @@
-"""Base classes of loaded backbones over VAE latents, with and without text encoders."""
+"""Base classes of loaded backbones over VAE latents, with and without text encoders, and the loading of their networks.
 
-from collections.abc import Callable, Mapping, Sequence
+The text encoders, which differ, are loaded by the family.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
-from diffprobe.backbones.base import Backbone, Condition, ConditionInput
+from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, ConditionInput, LoadOptions
+from diffprobe.backbones.loading import load_denoiser, require_parts
 from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.text_encoders import PromptCache, TextEncoder
-from diffprobe.backbones.vae import VaeEncoder
+from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
 from diffprobe.core.shapes import FeatureMap, Images
 
 Encoder = TypeVar("Encoder", bound=TextEncoder)
 """Class of the text encoders."""
+
+
+def load_denoiser_and_vae(
+    checkpoint: Checkpoint,
+    spec: BackboneSpec,
+    needed: Collection[str],
+    options: LoadOptions,
+    *,
+    part: str,
+    encoders: Sequence[str] = (),
+) -> tuple[nn.Module, VaeEncoder]:
+    """Check that all parts have their weights, and load the VAE encoder, and of the denoiser the modules in `needed`.
+
+    Args:
+        part: name of the denoiser's part, `unet` or `transformer`.
+        encoders: names of the text encoders' parts, which need their weights too.
+    Raises: WeightsMissing, naming all parts that lack them; WeightsMismatch; ConfigError, see `load_denoiser`.
+    """
+    require_parts(checkpoint, part, ("vae", *encoders), trained=options.random_seed is None)
+    denoiser = load_denoiser(checkpoint, spec, needed, options, part=part)
+    return denoiser, load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
 
 
 class LatentBackbone(Backbone):

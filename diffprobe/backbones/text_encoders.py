@@ -258,7 +258,13 @@ def t5_tokenizer(index: Mapping[str, Any], name: str) -> str:
 
 
 def load_t5_text(
-    folder: Path, *, dtype: torch.dtype, length: int, encoder: str, tokenizer: str, words: str = "T5TokenizerFast"
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    length: int,
+    encoder: str = "text_encoder",
+    tokenizer: str = "tokenizer",
+    words: str = "T5TokenizerFast",
 ) -> T5TextEncoder:
     """Load a T5 or UMT5 encoder and its tokenizer from a pipeline folder.
 

@@ -1,21 +1,25 @@
 """Shared by the families with a transformer: describing it from its config, the size of its latents, and digests.
 
-A family file adds the class, the layout of its outputs, and its conditioning. Loading is in `loading.py`.
+A family file adds the class, the layout of its outputs, and its conditioning. Loading is in `latent_backbone.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffprobe.backbones.base import Checkpoint
+from diffprobe.backbones.base import BackboneSpec, Checkpoint
+from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.loading import make_network
+from diffprobe.backbones.noise import load_prediction_kind, load_schedule
+from diffprobe.backbones.text_encoders import TEXT_CONDITIONS
 from diffprobe.backbones.tokenizer_files import TOKENIZER_FILES
 from diffprobe.backbones.vae import check_side, latent_geometry
 from diffprobe.backbones.weight_files import require_files
 from diffprobe.backbones.weights import config_file, digest_denoiser, digest_files, digest_part, read_config
+from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMismatch
 
 PART = "transformer"
@@ -121,6 +125,49 @@ def check_width(checkpoint: Checkpoint, what: str, given: int | None, taken: int
             f"{what} of '{checkpoint.name}' is {given} wide, its transformer takes {taken}.",
             "the parts come from different checkpoints",
         )
+
+
+def transformer_spec(
+    family: str,
+    checkpoint: Checkpoint,
+    transformer: Any,
+    latents: LatentGrid,
+    *,
+    run: Callable[[nn.Module], object],
+    layout: OutputLayout,
+    blocks: Sequence[str],
+    signature: Sequence[int] = (),
+    conditions: tuple[str, ...] = TEXT_CONDITIONS,
+    conditioning: Mapping[str, Any] | None = None,
+) -> BackboneSpec:
+    """Describe a transformer on the meta device; see `BackboneSpec`. Noise and prediction are those of its scheduler.
+
+    Args:
+        blocks: paths of its blocks, in the order in which they run, with `*` for their numbers: `blocks.*`.
+        signature: what fixes the shapes of the pass besides config and latent side: the tokens of the text.
+    Raises: WeightsMissing, WeightsMismatch.
+    """
+    return BackboneSpec(
+        family=family,
+        name=checkpoint.name,
+        denoiser=transformer,
+        run=run,
+        signature=digest_json([read_config(checkpoint, PART), latents.side, *signature]),
+        resolution=latents.resolution,
+        latent_shape=latents.shape,
+        layout=layout,
+        schedule=load_schedule(checkpoint.part("scheduler")),
+        prediction=load_prediction_kind(checkpoint.part("scheduler")),
+        conditions=conditions,
+        blocks=tuple(path for pattern in blocks for path in _numbered(transformer, pattern)),
+        conditioning=dict(conditioning or {}),
+    )
+
+
+def _numbered(transformer: nn.Module, pattern: str) -> list[str]:
+    """Return the paths that a pattern stands for, one for each module of the list in front of its `*`."""
+    modules: Any = transformer.get_submodule(pattern.partition(".*")[0])
+    return [pattern.replace("*", str(i)) for i in range(len(modules))]
 
 
 def digest_parts(

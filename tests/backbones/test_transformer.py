@@ -11,13 +11,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from diffprobe.backbones.base import BackboneSpec
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import dit, pixart
+from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.locate import locate
-from diffprobe.backbones.transformer import find_latents
-from diffprobe.core.errors import ConfigError, WeightsMismatch
+from diffprobe.backbones.noise import load_schedule
+from diffprobe.backbones.text_encoders import TEXT_CONDITIONS
+from diffprobe.backbones.transformer import LatentGrid, find_latents, transformer_spec
+from diffprobe.backbones.weights import read_config
+from diffprobe.core.digest import digest_json
+from diffprobe.core.errors import ConfigError, WeightsMismatch, WeightsMissing
 from tests.backbones.plans import plan_for
 
 FILE = Path("transformer") / "diffusion_pytorch_model.safetensors"
@@ -146,3 +152,36 @@ def test_latents_of_a_resolution(tiny: Callable) -> None:
     for bad in (30, 2, 0, -4):
         with pytest.raises(ConfigError, match="resolution"):
             find_latents(checkpoint, bad, **settings)
+
+
+def test_a_transformer_is_described_by_its_config_latents_and_scheduler(tiny: Callable, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny(0), tmp_path / "pipeline")
+    network = nn.ModuleDict({"noisy": nn.ModuleList([nn.Identity()]), "blocks": nn.ModuleList([pair(), pair()])})
+    checkpoint, layout = locate(str(folder)), OutputLayout(size=(8, 8))
+
+    def described(side: int = 8, **settings: Any) -> BackboneSpec:
+        latents = LatentGrid(resolution=2 * side, channels=4, side=side)
+        chosen = {"run": nn.Identity(), "layout": layout, "blocks": ["noisy.*", "blocks.*.inner"], **settings}
+        return transformer_spec("some", checkpoint, network, latents, **chosen)
+
+    plain, config = described(), read_config(checkpoint, "transformer")
+    assert (plain.family, plain.name, plain.denoiser, plain.layout) == ("some", str(folder), network, layout)
+    assert (plain.resolution, plain.latent_shape) == (16, (4, 8, 8))
+    assert plain.blocks == ("noisy.0", "blocks.0.inner", "blocks.1.inner")
+    assert (plain.conditions, plain.conditioning) == (TEXT_CONDITIONS, {})
+    assert plain.schedule.digest == load_schedule(folder / "scheduler").digest and plain.prediction == "epsilon"
+    assert plain.signature == digest_json([config, 8])
+    assert described(10, signature=[77]).signature == digest_json([config, 10, 77])
+    labelled = described(conditions=("label",), conditioning={"text_tokens": 77})
+    assert (labelled.conditions, labelled.conditioning) == (("label",), {"text_tokens": 77})
+
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "v_prediction"}))
+    assert described().prediction == "v"
+    path.unlink()
+    with pytest.raises(WeightsMissing, match="scheduler_config.json"):
+        described()
+
+
+def pair() -> nn.ModuleDict:
+    return nn.ModuleDict({"inner": nn.Identity(), "outer": nn.Identity()})

@@ -16,12 +16,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
-from diffprobe.backbones.latent_backbone import TextBackbone
+from diffprobe.backbones.latent_backbone import TextBackbone, load_denoiser_and_vae
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.loading import load_denoiser, require_parts
-from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_vae
-from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, T5TextEncoder, load_t5_text, t5_tokenizer
+from diffprobe.backbones.text_encoders import T5TextEncoder, load_t5_text, t5_tokenizer
 from diffprobe.backbones.transformer import (
     PART,
     check_positions,
@@ -29,10 +28,10 @@ from diffprobe.backbones.transformer import (
     describe_denoiser,
     digest_parts,
     find_latents,
+    transformer_spec,
 )
-from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.backbones.weights import read_config
-from diffprobe.core.digest import digest_json
 from diffprobe.core.shapes import FeatureMap
 
 _KIND = "AuraFlowTransformer2DModel"
@@ -73,14 +72,12 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             return_dict=False,
         )
 
-    return BackboneSpec(
-        family="auraflow",
-        name=checkpoint.name,
-        denoiser=aura,
+    return transformer_spec(
+        "auraflow",
+        checkpoint,
+        aura,
+        latents,
         run=run,
-        signature=digest_json([read_config(checkpoint, "transformer"), latents.side, _LENGTH]),
-        resolution=latents.resolution,
-        latent_shape=latents.shape,
         layout=OutputLayout(
             size=latents.shape[1:],
             n_text=n_registers + _LENGTH,
@@ -93,13 +90,8 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             joint_attention=rf"({_DOUBLE}|{_SINGLE})\.attn",
             text_keys_first=True,
         ),
-        schedule=load_schedule(checkpoint.part("scheduler")),
-        prediction=load_prediction_kind(checkpoint.part("scheduler")),
-        conditions=TEXT_CONDITIONS,
-        blocks=(
-            *(f"joint_transformer_blocks.{i}" for i in range(len(aura.joint_transformer_blocks))),
-            *(f"single_transformer_blocks.{i}" for i in range(len(aura.single_transformer_blocks))),
-        ),
+        blocks=["joint_transformer_blocks.*", "single_transformer_blocks.*"],
+        signature=[_LENGTH],
         conditioning={"t5_tokens": _LENGTH, "padding": "zeros"},
     )
 
@@ -109,17 +101,9 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, PART, ("vae", "text_encoder"), trained=options.random_seed is None)
-    aura = load_denoiser(checkpoint, spec, needed, options, part=PART)
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
-    text = load_t5_text(
-        checkpoint.part("text_encoder").parent,
-        dtype=options.dtype,
-        length=_LENGTH,
-        encoder="text_encoder",
-        tokenizer="tokenizer",
-        words=t5_tokenizer(checkpoint.index, "tokenizer"),
-    )
+    aura, vae = load_denoiser_and_vae(checkpoint, spec, needed, options, part=PART, encoders=["text_encoder"])
+    words = t5_tokenizer(checkpoint.index, "tokenizer")
+    text = load_t5_text(checkpoint.part("text_encoder").parent, dtype=options.dtype, length=_LENGTH, words=words)
     return AuraFlow(aura, vae, text, prediction=spec.prediction)
 
 

@@ -21,20 +21,13 @@ from diffprobe.backbones.base import (
     LoadOptions,
     Prediction,
 )
-from diffprobe.backbones.latent_backbone import LatentBackbone
+from diffprobe.backbones.latent_backbone import LatentBackbone, load_denoiser_and_vae
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.loading import load_denoiser, require_parts
-from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.testing.tiny_transformer import tiny_vae
-from diffprobe.backbones.transformer import (
-    PART,
-    describe_denoiser,
-    digest_parts,
-    find_latents,
-)
-from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.backbones.transformer import PART, describe_denoiser, digest_parts, find_latents, transformer_spec
+from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.backbones.weights import read_config
-from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.shapes import FeatureMap
 
@@ -62,19 +55,15 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
         one = torch.zeros(1, dtype=torch.long, device="meta")
         return network(latents.empty(), timestep=one, class_labels=one, return_dict=False)
 
-    return BackboneSpec(
-        family="dit",
-        name=checkpoint.name,
-        denoiser=dit,
+    return transformer_spec(
+        "dit",
+        checkpoint,
+        dit,
+        latents,
         run=run,
-        signature=digest_json([read_config(checkpoint, "transformer"), latents.side]),
-        resolution=latents.resolution,
-        latent_shape=latents.shape,
         layout=OutputLayout(size=latents.shape[1:]),
-        schedule=load_schedule(checkpoint.part("scheduler")),
-        prediction=load_prediction_kind(checkpoint.part("scheduler")),
+        blocks=["transformer_blocks.*"],
         conditions=("empty", "label", "prompt"),
-        blocks=tuple(f"transformer_blocks.{i}" for i in range(len(dit.transformer_blocks))),
     )
 
 
@@ -83,9 +72,7 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, PART, ("vae",), trained=options.random_seed is None)
-    dit = load_denoiser(checkpoint, spec, needed, options, part=PART)
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
+    dit, vae = load_denoiser_and_vae(checkpoint, spec, needed, options, part=PART)
     n_classes = read_config(checkpoint, "transformer").get("num_embeds_ada_norm", 1000)
     return Dit(dit, vae, n_classes=n_classes, name=checkpoint.name, prediction=spec.prediction)
 

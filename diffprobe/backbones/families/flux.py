@@ -14,29 +14,22 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
-from diffprobe.backbones.latent_backbone import TextBackbone
+from diffprobe.backbones.latent_backbone import TextBackbone, load_denoiser_and_vae
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.loading import load_denoiser, require_parts
-from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
 from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_vae
-from diffprobe.backbones.text_encoders import (
-    TEXT_CONDITIONS,
-    ClipTextEncoder,
-    T5TextEncoder,
-    load_clip_text,
-    load_t5_text,
-)
+from diffprobe.backbones.text_encoders import ClipTextEncoder, T5TextEncoder, load_clip_text, load_t5_text
 from diffprobe.backbones.transformer import (
     PART,
     check_width,
     describe_denoiser,
     digest_parts,
     find_latents,
+    transformer_spec,
 )
-from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.backbones.weights import read_config
-from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import FeatureMap
 
@@ -91,14 +84,12 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             guidance,
         )
 
-    return BackboneSpec(
-        family="flux",
-        name=checkpoint.name,
-        denoiser=flux,
+    return transformer_spec(
+        "flux",
+        checkpoint,
+        flux,
+        latents,
         run=run,
-        signature=digest_json([read_config(checkpoint, "transformer"), latents.side, length]),
-        resolution=latents.resolution,
-        latent_shape=latents.shape,
         layout=OutputLayout(
             size=latents.shape[1:],
             n_text=length,
@@ -110,13 +101,8 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             joint_attention=rf"({_DOUBLE}|{_SINGLE})\.attn",
             text_keys_first=True,
         ),
-        schedule=load_schedule(checkpoint.part("scheduler")),
-        prediction=load_prediction_kind(checkpoint.part("scheduler")),
-        conditions=TEXT_CONDITIONS,
-        blocks=(
-            *(f"transformer_blocks.{i}" for i in range(len(flux.transformer_blocks))),
-            *(f"single_transformer_blocks.{i}" for i in range(len(flux.single_transformer_blocks))),
-        ),
+        blocks=["transformer_blocks.*", "single_transformer_blocks.*"],
+        signature=[length],
         conditioning={"t5_tokens": length, "guidance": guidance},
     )
 
@@ -162,9 +148,7 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, PART, ("vae", *_ENCODERS), trained=options.random_seed is None)
-    flux = load_denoiser(checkpoint, spec, needed, options, part=PART)
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
+    flux, vae = load_denoiser_and_vae(checkpoint, spec, needed, options, part=PART, encoders=_ENCODERS)
     folder, dtype, conditioning = checkpoint.part("vae").parent, options.dtype, spec.conditioning
     clip = load_clip_text(folder, dtype=dtype)
     t5 = load_t5_text(

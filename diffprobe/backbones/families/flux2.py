@@ -19,17 +19,21 @@ from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
 from diffprobe.backbones.chat_models import ChatEncoder, chat_width, digest_chat_tokenizer, load_chat_model
-from diffprobe.backbones.latent_backbone import TextBackbone
+from diffprobe.backbones.latent_backbone import TextBackbone, load_denoiser_and_vae
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.loading import load_denoiser, require_parts
-from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.testing.tiny_chat_model import tiny_mistral3, tiny_qwen3
 from diffprobe.backbones.testing.tiny_transformer import tiny_flux2_vae
-from diffprobe.backbones.text_encoders import TEXT_CONDITIONS
-from diffprobe.backbones.transformer import PART, check_width, describe_denoiser, digest_parts, find_latents
-from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.backbones.transformer import (
+    PART,
+    check_width,
+    describe_denoiser,
+    digest_parts,
+    find_latents,
+    transformer_spec,
+)
+from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.backbones.weights import read_config
-from diffprobe.core.digest import digest_json
 from diffprobe.core.shapes import FeatureMap
 
 _KIND = "Flux2Transformer2DModel"
@@ -79,14 +83,12 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
         states = torch.empty(1, _LENGTH, config.joint_attention_dim, device="meta")
         return _run(network, latents.empty(), torch.zeros(1, device="meta"), states, guidance)
 
-    return BackboneSpec(
-        family="flux2",
-        name=checkpoint.name,
-        denoiser=flux,
+    return transformer_spec(
+        "flux2",
+        checkpoint,
+        flux,
+        latents,
         run=run,
-        signature=digest_json([read_config(checkpoint, PART), latents.side, _LENGTH]),
-        resolution=latents.resolution,
-        latent_shape=latents.shape,
         layout=OutputLayout(
             size=latents.shape[1:],
             n_text=_LENGTH,
@@ -98,13 +100,8 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             joint_attention=rf"({_DOUBLE}|{_SINGLE})\.attn",
             text_keys_first=True,
         ),
-        schedule=load_schedule(checkpoint.part("scheduler")),
-        prediction=load_prediction_kind(checkpoint.part("scheduler")),
-        conditions=TEXT_CONDITIONS,
-        blocks=(
-            *(f"transformer_blocks.{i}" for i in range(len(flux.transformer_blocks))),
-            *(f"single_transformer_blocks.{i}" for i in range(len(flux.single_transformer_blocks))),
-        ),
+        blocks=["transformer_blocks.*", "single_transformer_blocks.*"],
+        signature=[_LENGTH],
         conditioning={"text_tokens": _LENGTH, "text_layers": list(variant.layers), "guidance": guidance},
     )
 
@@ -137,9 +134,7 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, PART, ("vae", "text_encoder"), trained=options.random_seed is None)
-    flux = load_denoiser(checkpoint, spec, needed, options, part=PART)
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
+    flux, vae = load_denoiser_and_vae(checkpoint, spec, needed, options, part=PART, encoders=["text_encoder"])
     text = load_chat_model(
         checkpoint.part("vae").parent,
         dtype=options.dtype,

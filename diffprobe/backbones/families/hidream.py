@@ -23,15 +23,13 @@ from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
 from diffprobe.backbones.chat_models import ChatEncoder, chat_layers, chat_width, load_chat_model
-from diffprobe.backbones.latent_backbone import TextBackbone
+from diffprobe.backbones.latent_backbone import TextBackbone, load_denoiser_and_vae
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.loading import load_denoiser, require_parts
-from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.testing.tiny_chat_model import tiny_llama
 from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
 from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_vae
 from diffprobe.backbones.text_encoders import (
-    TEXT_CONDITIONS,
     ClipTextEncoder,
     T5TextEncoder,
     TextEncoder,
@@ -39,10 +37,16 @@ from diffprobe.backbones.text_encoders import (
     load_t5_text,
     t5_tokenizer,
 )
-from diffprobe.backbones.transformer import PART, check_width, describe_denoiser, digest_parts, find_latents
-from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.backbones.transformer import (
+    PART,
+    check_width,
+    describe_denoiser,
+    digest_parts,
+    find_latents,
+    transformer_spec,
+)
+from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.backbones.weights import config_file, read_config
-from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import WeightsMismatch, WeightsMissing
 from diffprobe.core.shapes import FeatureMap
 
@@ -85,14 +89,12 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
         with _without_values(network):
             return _run(network, latents.empty(), torch.zeros(1, device="meta"), condition)
 
-    return BackboneSpec(
-        family="hidream",
-        name=checkpoint.name,
-        denoiser=hidream,
+    return transformer_spec(
+        "hidream",
+        checkpoint,
+        hidream,
+        latents,
         run=run,
-        signature=digest_json([read_config(checkpoint, PART), latents.side, _LENGTH]),
-        resolution=latents.resolution,
-        latent_shape=latents.shape,
         layout=OutputLayout(
             size=latents.shape[1:],
             n_text=_N_TEXT,
@@ -102,13 +104,8 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             text_only=_TEXT_ONLY,
             joint_attention=rf"({_DOUBLE}|{_SINGLE})\.block\.attn1",
         ),
-        schedule=load_schedule(checkpoint.part("scheduler")),
-        prediction=load_prediction_kind(checkpoint.part("scheduler")),
-        conditions=TEXT_CONDITIONS,
-        blocks=(
-            *(f"double_stream_blocks.{i}.block" for i in range(len(hidream.double_stream_blocks))),
-            *(f"single_stream_blocks.{i}.block" for i in range(len(hidream.single_stream_blocks))),
-        ),
+        blocks=["double_stream_blocks.*.block", "single_stream_blocks.*.block"],
+        signature=[_LENGTH],
         conditioning={"text_tokens": _LENGTH},
     )
 
@@ -217,12 +214,10 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, PART, ("vae", *_ENCODERS), trained=options.random_seed is None)
-    hidream = load_denoiser(checkpoint, spec, needed, options, part=PART)
+    hidream, vae = load_denoiser_and_vae(checkpoint, spec, needed, options, part=PART, encoders=_ENCODERS)
     mixtures: list[Any] = [module for module in hidream.modules() if hasattr(module, "moe_infer")]
     for mixture in mixtures:
         mixture.moe_infer = partial(_mix, mixture)  # that of diffusers has no gradients
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     folder, dtype = checkpoint.part("vae").parent, options.dtype
     clips = [
         load_clip_text(folder, dtype=dtype, encoder=name, tokenizer=words)

@@ -15,20 +15,25 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
-from diffprobe.backbones.latent_backbone import TextBackbone
+from diffprobe.backbones.latent_backbone import TextBackbone, load_denoiser_and_vae
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.loading import load_denoiser, require_parts
-from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.testing.tiny_text import tiny_bert
 from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_vae
-from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, T5TextEncoder, TextEncoder, load_t5_text
+from diffprobe.backbones.text_encoders import T5TextEncoder, TextEncoder, load_t5_text
 from diffprobe.backbones.tokenizer_files import load_tokenizer, require_vocabulary
-from diffprobe.backbones.transformer import PART, check_width, describe_denoiser, digest_parts, find_latents
+from diffprobe.backbones.transformer import (
+    PART,
+    check_width,
+    describe_denoiser,
+    digest_parts,
+    find_latents,
+    transformer_spec,
+)
 from diffprobe.backbones.transformers_model import load_transformer
-from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.backbones.weight_files import require_files
 from diffprobe.backbones.weights import read_config
-from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import FeatureMap
 
@@ -85,24 +90,19 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     conditioning: dict[str, Any] = {"bert_tokens": _BERT_LENGTH, "t5_tokens": _T5_LENGTH}
     if config.use_style_cond_and_image_meta_size:
         conditioning.update(original_size=[*_ORIGINAL_SIZE], target_size=[latents.resolution] * 2, crop=[0, 0], style=0)
-    return BackboneSpec(
-        family="hunyuandit",
-        name=checkpoint.name,
-        denoiser=hunyuan,
+    return transformer_spec(
+        "hunyuandit",
+        checkpoint,
+        hunyuan,
+        latents,
         run=run,
-        signature=digest_json([read_config(checkpoint, "transformer"), latents.side]),
-        resolution=latents.resolution,
-        latent_shape=latents.shape,
         layout=OutputLayout(
             size=latents.shape[1:],
             text_only=_TEXT_ONLY,
             heads=rf"{_BLOCK}\.attn[12]\.norm_[qk]",
             cross_attention=rf"{_BLOCK}\.attn2",
         ),
-        schedule=load_schedule(checkpoint.part("scheduler")),
-        prediction=load_prediction_kind(checkpoint.part("scheduler")),
-        conditions=TEXT_CONDITIONS,
-        blocks=tuple(f"blocks.{i}" for i in range(len(hunyuan.blocks))),
+        blocks=["blocks.*"],
         conditioning=conditioning,
     )
 
@@ -172,10 +172,8 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, PART, ("vae", *_ENCODERS), trained=options.random_seed is None)
     needed = frozenset(needed) | (frozenset(_POOLED) if _POOLER in needed else frozenset())
-    hunyuan = load_denoiser(checkpoint, spec, needed, options, part=PART)
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
+    hunyuan, vae = load_denoiser_and_vae(checkpoint, spec, needed, options, part=PART, encoders=_ENCODERS)
     folder, dtype = checkpoint.part("vae").parent, options.dtype
     t5 = load_t5_text(folder, dtype=dtype, length=_T5_LENGTH, encoder="text_encoder_2", tokenizer="tokenizer_2")
     return HunyuanDit(hunyuan, vae, _load_bert(folder, dtype), t5, prediction=spec.prediction)

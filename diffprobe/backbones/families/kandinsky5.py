@@ -20,14 +20,13 @@ from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
 from diffprobe.backbones.chat_models import ChatEncoder, chat_width, load_chat_model
-from diffprobe.backbones.latent_backbone import TextBackbone
+from diffprobe.backbones.latent_backbone import TextBackbone, load_denoiser_and_vae
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.loading import load_denoiser, require_parts
-from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.testing.tiny_chat_model import tiny_qwen2_vl
 from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
 from diffprobe.backbones.testing.tiny_transformer import tiny_vae
-from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, ClipTextEncoder, TextEncoder, clean_text, load_clip_text
+from diffprobe.backbones.text_encoders import ClipTextEncoder, TextEncoder, clean_text, load_clip_text
 from diffprobe.backbones.transformer import (
     PART,
     LatentGrid,
@@ -36,8 +35,9 @@ from diffprobe.backbones.transformer import (
     describe_denoiser,
     digest_parts,
     find_latents,
+    transformer_spec,
 )
-from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.backbones.weights import config_file, read_config
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import WeightsMismatch
@@ -84,14 +84,12 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
         }
         return _run(network, latents.empty(), torch.zeros(1, device="meta"), condition)
 
-    return BackboneSpec(
-        family="kandinsky5",
-        name=checkpoint.name,
-        denoiser=kandinsky,
+    return transformer_spec(
+        "kandinsky5",
+        checkpoint,
+        kandinsky,
+        latents,
         run=run,
-        signature=digest_json([read_config(checkpoint, PART), latents.side, _LENGTH]),
-        resolution=latents.resolution,
-        latent_shape=latents.shape,
         layout=OutputLayout(
             size=latents.shape[1:],
             text_only=_TEXT_ONLY,
@@ -100,10 +98,8 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             cross_attention=rf"{_BLOCK}\.cross_attention",
             channels_last=r"(visual_embeddings|out_layer)(\..+)?",
         ),
-        schedule=load_schedule(checkpoint.part("scheduler")),
-        prediction=load_prediction_kind(checkpoint.part("scheduler")),
-        conditions=TEXT_CONDITIONS,
-        blocks=tuple(f"visual_transformer_blocks.{i}" for i in range(len(kandinsky.visual_transformer_blocks))),
+        blocks=["visual_transformer_blocks.*"],
+        signature=[_LENGTH],
         conditioning={"text_tokens": _LENGTH, "clip_tokens": clip, "template": digest_json([template, dropped])},
     )
 
@@ -177,11 +173,10 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, PART, ("vae", *_ENCODERS), trained=options.random_seed is None)
-    kandinsky: Any = load_denoiser(checkpoint, spec, needed, options, part=PART)
+    kandinsky: Any
+    kandinsky, vae = load_denoiser_and_vae(checkpoint, spec, needed, options, part=PART, encoders=_ENCODERS)
     time: Any = spec.denoiser.get_submodule("time_embeddings")
     kandinsky.time_embeddings.freqs = type(time)(time.model_dim, 2, time.max_period).freqs  # those on meta are empty
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     template, dropped = _template()
     folder, dtype = checkpoint.part("vae").parent, options.dtype
     text = load_chat_model(folder, dtype=dtype, length=_LENGTH + dropped, template=False)

@@ -15,12 +15,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
-from diffprobe.backbones.latent_backbone import TextBackbone
+from diffprobe.backbones.latent_backbone import TextBackbone, load_denoiser_and_vae
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.loading import load_denoiser, require_parts
-from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.testing.tiny_transformer import tiny_ltx_vae, tiny_t5
-from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, T5TextEncoder, load_t5_text
+from diffprobe.backbones.text_encoders import T5TextEncoder, load_t5_text
 from diffprobe.backbones.transformer import (
     PART,
     LatentGrid,
@@ -28,10 +27,10 @@ from diffprobe.backbones.transformer import (
     describe_denoiser,
     digest_parts,
     find_latents,
+    transformer_spec,
 )
-from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.backbones.weights import config_file, read_config
-from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import FeatureMap
 
@@ -73,19 +72,15 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
         }
         return _run(network, latents.empty(), torch.zeros(1, device="meta"), condition, scale)
 
-    return BackboneSpec(
-        family="ltx",
-        name=checkpoint.name,
-        denoiser=ltx,
+    return transformer_spec(
+        "ltx",
+        checkpoint,
+        ltx,
+        latents,
         run=run,
-        signature=digest_json([read_config(checkpoint, PART), latents.side, _LENGTH]),
-        resolution=latents.resolution,
-        latent_shape=latents.shape,
         layout=OutputLayout(size=latents.shape[1:], text_only=_TEXT_ONLY, cross_attention=rf"{_BLOCK}\.attn2"),
-        schedule=load_schedule(checkpoint.part("scheduler")),
-        prediction=load_prediction_kind(checkpoint.part("scheduler")),
-        conditions=TEXT_CONDITIONS,
-        blocks=tuple(f"transformer_blocks.{i}" for i in range(len(ltx.transformer_blocks))),
+        blocks=["transformer_blocks.*"],
+        signature=[_LENGTH],
         conditioning={"text_tokens": _LENGTH},
     )
 
@@ -129,16 +124,8 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, PART, ("vae", "text_encoder"), trained=options.random_seed is None)
-    ltx = load_denoiser(checkpoint, spec, needed, options, part=PART)
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
-    text = load_t5_text(
-        checkpoint.part("vae").parent,
-        dtype=options.dtype,
-        length=_LENGTH,
-        encoder="text_encoder",
-        tokenizer="tokenizer",
-    )
+    ltx, vae = load_denoiser_and_vae(checkpoint, spec, needed, options, part=PART, encoders=["text_encoder"])
+    text = load_t5_text(checkpoint.part("vae").parent, dtype=options.dtype, length=_LENGTH)
     scale = _scale(checkpoint, LatentGrid(spec.resolution, *spec.latent_shape[:2]))
     return Ltx(ltx, vae, text, scale=scale, prediction=spec.prediction)
 

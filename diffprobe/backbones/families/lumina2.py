@@ -19,13 +19,11 @@ from torch.overrides import TorchFunctionMode
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
 from diffprobe.backbones.language_models import LanguageModelEncoder, load_gemma2
-from diffprobe.backbones.latent_backbone import TextBackbone
+from diffprobe.backbones.latent_backbone import TextBackbone, load_denoiser_and_vae
 from diffprobe.backbones.layout import OutputLayout, RowTexts
-from diffprobe.backbones.loading import load_denoiser, require_parts
-from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.testing.tiny_language_model import tiny_gemma2
 from diffprobe.backbones.testing.tiny_transformer import tiny_vae
-from diffprobe.backbones.text_encoders import TEXT_CONDITIONS
 from diffprobe.backbones.transformer import (
     PART,
     check_positions,
@@ -33,8 +31,9 @@ from diffprobe.backbones.transformer import (
     describe_denoiser,
     digest_parts,
     find_latents,
+    transformer_spec,
 )
-from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.backbones.weights import read_config
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import WeightsMismatch
@@ -84,14 +83,12 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
         with _FullTexts():
             return _run(network, latents.empty(), torch.zeros(1, device="meta"), condition, texts)
 
-    return BackboneSpec(
-        family="lumina2",
-        name=checkpoint.name,
-        denoiser=lumina,
+    return transformer_spec(
+        "lumina2",
+        checkpoint,
+        lumina,
+        latents,
         run=run,
-        signature=digest_json([read_config(checkpoint, "transformer"), latents.side, _LENGTH]),
-        resolution=latents.resolution,
-        latent_shape=latents.shape,
         layout=OutputLayout(
             size=latents.shape[1:],
             n_text=_LENGTH,
@@ -103,13 +100,8 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             joint_attention=r"layers\.\d+\.attn",
             text_keys_first=True,
         ),
-        schedule=load_schedule(checkpoint.part("scheduler")),
-        prediction=load_prediction_kind(checkpoint.part("scheduler")),
-        conditions=TEXT_CONDITIONS,
-        blocks=(
-            *(f"noise_refiner.{i}" for i in range(len(lumina.noise_refiner))),
-            *(f"layers.{i}" for i in range(len(lumina.layers))),
-        ),
+        blocks=["noise_refiner.*", "layers.*"],
+        signature=[_LENGTH],
         conditioning={"text_tokens": _LENGTH, "instruction": digest_json(_INSTRUCTION)},
     )
 
@@ -139,11 +131,10 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, PART, ("vae", "text_encoder"), trained=options.random_seed is None)
-    lumina: Any = load_denoiser(checkpoint, spec, needed, options, part=PART)
+    lumina: Any
+    lumina, vae = load_denoiser_and_vae(checkpoint, spec, needed, options, part=PART, encoders=["text_encoder"])
     rope = lumina.rope_embedder  # tables outside its buffers are empty after a load
     rope.freqs_cis = rope._precompute_freqs_cis(rope.axes_dim, rope.axes_lens, rope.theta)
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     text = load_gemma2(checkpoint.part("vae").parent, dtype=options.dtype, length=_LENGTH)
     assert spec.layout.row_texts is not None
     return Lumina2(lumina, vae, text, row_texts=spec.layout.row_texts, prediction=spec.prediction)

@@ -13,22 +13,21 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
-from diffprobe.backbones.latent_backbone import TextBackbone
+from diffprobe.backbones.latent_backbone import TextBackbone, load_denoiser_and_vae
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.loading import load_denoiser, require_parts
-from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_vae
-from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, T5TextEncoder, load_t5_text
+from diffprobe.backbones.text_encoders import T5TextEncoder, load_t5_text
 from diffprobe.backbones.transformer import (
     PART,
     check_width,
     describe_denoiser,
     digest_parts,
     find_latents,
+    transformer_spec,
 )
-from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.backbones.weights import read_config
-from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import FeatureMap
 
@@ -69,19 +68,15 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
     conditioning: dict[str, Any] = {"text_tokens": length, "text": "lower case, stripped"}
     if sized:
         conditioning.update(resolution=[latents.resolution] * 2, aspect_ratio=1.0)
-    return BackboneSpec(
-        family="pixart",
-        name=checkpoint.name,
-        denoiser=pixart,
+    return transformer_spec(
+        "pixart",
+        checkpoint,
+        pixart,
+        latents,
         run=run,
-        signature=digest_json([read_config(checkpoint, "transformer"), latents.side, length]),
-        resolution=latents.resolution,
-        latent_shape=latents.shape,
         layout=OutputLayout(size=latents.shape[1:], text_only=r"caption_projection(\..*)?|.*\.attn2\.(to_k|to_v)"),
-        schedule=load_schedule(checkpoint.part("scheduler")),
-        prediction=load_prediction_kind(checkpoint.part("scheduler")),
-        conditions=TEXT_CONDITIONS,
-        blocks=tuple(f"transformer_blocks.{i}" for i in range(len(pixart.transformer_blocks))),
+        blocks=["transformer_blocks.*"],
+        signature=[length],
         conditioning=conditioning,
     )
 
@@ -114,16 +109,9 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, PART, ("vae", "text_encoder"), trained=options.random_seed is None)
-    pixart = load_denoiser(checkpoint, spec, needed, options, part=PART)
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
-    text = load_t5_text(
-        checkpoint.part("text_encoder").parent,
-        dtype=options.dtype,
-        length=spec.conditioning["text_tokens"],
-        encoder="text_encoder",
-        tokenizer="tokenizer",
-    )
+    pixart, vae = load_denoiser_and_vae(checkpoint, spec, needed, options, part=PART, encoders=["text_encoder"])
+    folder, length = checkpoint.part("text_encoder").parent, spec.conditioning["text_tokens"]
+    text = load_t5_text(folder, dtype=options.dtype, length=length)
     sized = spec.resolution if "resolution" in spec.conditioning else None
     return PixArt(pixart, vae, text, resolution=sized, prediction=spec.prediction)
 

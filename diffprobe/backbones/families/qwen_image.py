@@ -18,15 +18,20 @@ from torch import Tensor, nn
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
 from diffprobe.backbones.chat_models import ChatEncoder, chat_width, load_chat_model
 from diffprobe.backbones.families.flux import pack, unpack
-from diffprobe.backbones.latent_backbone import TextBackbone
+from diffprobe.backbones.latent_backbone import TextBackbone, load_denoiser_and_vae
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.loading import load_denoiser, require_parts
-from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.testing.tiny_chat_model import tiny_qwen2_vl
 from diffprobe.backbones.testing.tiny_transformer import tiny_qwen_vae
-from diffprobe.backbones.text_encoders import TEXT_CONDITIONS
-from diffprobe.backbones.transformer import PART, check_width, describe_denoiser, digest_parts, find_latents
-from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.backbones.transformer import (
+    PART,
+    check_width,
+    describe_denoiser,
+    digest_parts,
+    find_latents,
+    transformer_spec,
+)
+from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.backbones.weights import config_file, read_config
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import WeightsMismatch
@@ -74,14 +79,12 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
         }
         return _run(network, latents.empty(), torch.zeros(1, device="meta"), condition)
 
-    return BackboneSpec(
-        family="qwen_image",
-        name=checkpoint.name,
-        denoiser=qwen,
+    return transformer_spec(
+        "qwen_image",
+        checkpoint,
+        qwen,
+        latents,
         run=run,
-        signature=digest_json([read_config(checkpoint, PART), latents.side, _LENGTH]),
-        resolution=latents.resolution,
-        latent_shape=latents.shape,
         layout=OutputLayout(
             size=latents.shape[1:],
             n_text=_LENGTH,
@@ -92,10 +95,8 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             joint_attention=rf"{_BLOCK}\.attn",
             text_keys_first=True,
         ),
-        schedule=load_schedule(checkpoint.part("scheduler")),
-        prediction=load_prediction_kind(checkpoint.part("scheduler")),
-        conditions=TEXT_CONDITIONS,
-        blocks=tuple(f"transformer_blocks.{i}" for i in range(len(qwen.transformer_blocks))),
+        blocks=["transformer_blocks.*"],
+        signature=[_LENGTH],
         conditioning={"text_tokens": _LENGTH, "template": digest_json([template, dropped])},
     )
 
@@ -142,12 +143,11 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, PART, ("vae", "text_encoder"), trained=options.random_seed is None)
-    qwen: Any = load_denoiser(checkpoint, spec, needed, options, part=PART)
+    qwen: Any
+    qwen, vae = load_denoiser_and_vae(checkpoint, spec, needed, options, part=PART, encoders=["text_encoder"])
     pos = spec.denoiser.get_submodule("pos_embed")
     settings: Any = {name: getattr(pos, name) for name in ("theta", "axes_dim", "scale_rope")}
     qwen.pos_embed = type(pos)(**settings)  # tables on the meta device are empty, and not stored
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     template, dropped = _template()
     text = load_chat_model(checkpoint.part("vae").parent, dtype=options.dtype, length=_LENGTH + dropped, template=False)
     text.tokenizer.padding_side = "right"

@@ -17,15 +17,20 @@ from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
 from diffprobe.backbones.language_models import LanguageModelEncoder, load_gemma2
-from diffprobe.backbones.latent_backbone import TextBackbone
+from diffprobe.backbones.latent_backbone import TextBackbone, load_denoiser_and_vae
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.loading import load_denoiser, require_parts
-from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.testing.tiny_language_model import tiny_gemma2
 from diffprobe.backbones.testing.tiny_transformer import tiny_dc
-from diffprobe.backbones.text_encoders import TEXT_CONDITIONS
-from diffprobe.backbones.transformer import PART, check_width, describe_denoiser, digest_parts, find_latents
-from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.backbones.transformer import (
+    PART,
+    check_width,
+    describe_denoiser,
+    digest_parts,
+    find_latents,
+    transformer_spec,
+)
+from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.backbones.weights import read_config
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import WeightsMismatch
@@ -71,19 +76,15 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             return_dict=False,
         )
 
-    return BackboneSpec(
-        family="sana",
-        name=checkpoint.name,
-        denoiser=sana,
+    return transformer_spec(
+        "sana",
+        checkpoint,
+        sana,
+        latents,
         run=run,
-        signature=digest_json([read_config(checkpoint, "transformer"), latents.side, _LENGTH]),
-        resolution=latents.resolution,
-        latent_shape=latents.shape,
         layout=OutputLayout(size=latents.shape[1:], text_only=_TEXT_ONLY),
-        schedule=load_schedule(checkpoint.part("scheduler")),
-        prediction=load_prediction_kind(checkpoint.part("scheduler")),
-        conditions=TEXT_CONDITIONS,
-        blocks=tuple(f"transformer_blocks.{i}" for i in range(len(sana.transformer_blocks))),
+        blocks=["transformer_blocks.*"],
+        signature=[_LENGTH],
         conditioning={
             "text_tokens": _LENGTH,
             "text": "lower case, stripped",
@@ -105,9 +106,7 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, PART, ("vae", "text_encoder"), trained=options.random_seed is None)
-    sana = load_denoiser(checkpoint, spec, needed, options, part=PART)
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
+    sana, vae = load_denoiser_and_vae(checkpoint, spec, needed, options, part=PART, encoders=["text_encoder"])
     text = load_gemma2(checkpoint.part("vae").parent, dtype=options.dtype, length=_LENGTH)
     return Sana(sana, vae, text, prediction=spec.prediction)
 

@@ -15,21 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
-from diffprobe.backbones.latent_backbone import TextBackbone
+from diffprobe.backbones.latent_backbone import TextBackbone, load_denoiser_and_vae
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.loading import load_denoiser, require_parts
-from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.part_config import has_part
 from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
 from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_vae
-from diffprobe.backbones.text_encoders import (
-    TEXT_CONDITIONS,
-    ClipTextEncoder,
-    T5TextEncoder,
-    TextEncoder,
-    load_clip_text,
-    load_t5_text,
-)
+from diffprobe.backbones.text_encoders import ClipTextEncoder, T5TextEncoder, TextEncoder, load_clip_text, load_t5_text
 from diffprobe.backbones.transformer import (
     PART,
     check_positions,
@@ -37,10 +29,10 @@ from diffprobe.backbones.transformer import (
     describe_denoiser,
     digest_parts,
     find_latents,
+    transformer_spec,
 )
-from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.backbones.weights import read_config
-from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import FeatureMap
 
@@ -86,14 +78,12 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             return_dict=False,
         )
 
-    return BackboneSpec(
-        family="sd3",
-        name=checkpoint.name,
-        denoiser=sd3,
+    return transformer_spec(
+        "sd3",
+        checkpoint,
+        sd3,
+        latents,
         run=run,
-        signature=digest_json([read_config(checkpoint, "transformer"), latents.side, n_clip]),
-        resolution=latents.resolution,
-        latent_shape=latents.shape,
         layout=OutputLayout(
             size=latents.shape[1:],
             n_text=n_clip + _T5_LENGTH,
@@ -102,10 +92,8 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             heads=rf"{_BLOCK}\.attn2?\.norm_[qk]",
             joint_attention=rf"{_BLOCK}\.attn",
         ),
-        schedule=load_schedule(checkpoint.part("scheduler")),
-        prediction=load_prediction_kind(checkpoint.part("scheduler")),
-        conditions=TEXT_CONDITIONS,
-        blocks=tuple(f"transformer_blocks.{i}" for i in range(len(sd3.transformer_blocks))),
+        blocks=["transformer_blocks.*"],
+        signature=[n_clip],
         conditioning={"clip_tokens": n_clip, "t5_tokens": _T5_LENGTH, "t5": "text" if _has_t5(checkpoint) else "zeros"},
     )
 
@@ -132,9 +120,7 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, PART, ("vae", *_encoders(checkpoint)), trained=options.random_seed is None)
-    sd3 = load_denoiser(checkpoint, spec, needed, options, part=PART)
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
+    sd3, vae = load_denoiser_and_vae(checkpoint, spec, needed, options, part=PART, encoders=_encoders(checkpoint))
     folder, dtype = checkpoint.part("vae").parent, options.dtype
     clips = [
         load_clip_text(folder, dtype=dtype, encoder=f"text_encoder{end}", tokenizer=f"tokenizer{end}")

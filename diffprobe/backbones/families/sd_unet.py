@@ -15,7 +15,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
-from diffprobe.backbones.loading import load_denoiser, require_parts
+from diffprobe.backbones.latent_backbone import load_denoiser_and_vae
+from diffprobe.backbones.loading import require_parts
 from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
 from diffprobe.backbones.testing.tiny_transformer import tiny_vae
 from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, load_clip_text
@@ -30,7 +31,7 @@ from diffprobe.backbones.unet import (
     read_unet_config,
     unet_spec,
 )
-from diffprobe.backbones.vae import latent_geometry, load_vae_encoder
+from diffprobe.backbones.vae import latent_geometry
 from diffprobe.backbones.weights import digest_denoiser, digest_part, read_config
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import FeatureMap
@@ -90,9 +91,7 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, "unet", ("vae", "text_encoder"), trained=options.random_seed is None)
-    unet = load_denoiser(checkpoint, spec, needed, options, part="unet")
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
+    unet, vae = load_denoiser_and_vae(checkpoint, spec, needed, options, part="unet", encoders=["text_encoder"])
     text = load_clip_text(checkpoint.part("text_encoder").parent, dtype=options.dtype)
     scale = guidance_embedding(read_unet_config(checkpoint, _KIND))
     return SdUnet(unet, vae, {"text_encoder": text}, scale, prediction=spec.prediction)

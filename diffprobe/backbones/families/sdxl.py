@@ -16,7 +16,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
-from diffprobe.backbones.loading import load_denoiser, require_parts
+from diffprobe.backbones.latent_backbone import load_denoiser_and_vae
+from diffprobe.backbones.loading import require_parts
 from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.part_config import has_part
 from diffprobe.backbones.testing.tiny_text import tiny_clip_text, tiny_tokenizer
@@ -33,7 +34,7 @@ from diffprobe.backbones.unet import (
     read_unet_config,
     unet_spec,
 )
-from diffprobe.backbones.vae import VaeEncoder, latent_geometry, load_vae_encoder
+from diffprobe.backbones.vae import VaeEncoder, latent_geometry
 from diffprobe.backbones.weights import digest_denoiser, digest_part, read_config
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import FeatureMap
@@ -137,9 +138,7 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, "unet", ("vae", *_TEXTS), trained=options.random_seed is None)
-    unet = load_denoiser(checkpoint, spec, needed, options, part="unet")
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
+    unet, vae = load_denoiser_and_vae(checkpoint, spec, needed, options, part="unet", encoders=[*_TEXTS])
     folder = checkpoint.part("unet").parent
     texts = {
         part: load_clip_text(folder, dtype=options.dtype, encoder=part, tokenizer=tokenizer)

@@ -20,14 +20,15 @@ from torch import nn
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
 from diffprobe.backbones.families.dit import Dit
+from diffprobe.backbones.latent_backbone import load_denoiser_and_vae
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.loading import load_denoiser, make_network, require_parts
+from diffprobe.backbones.loading import make_network
 from diffprobe.backbones.noise import flow_schedule
 from diffprobe.backbones.part_config import CONFIG
 from diffprobe.backbones.sit_network import SiT
 from diffprobe.backbones.testing.tiny_transformer import tiny_vae
 from diffprobe.backbones.transformer import PART, describe_denoiser, digest_parts, find_latents
-from diffprobe.backbones.vae import VaeEncoder, latent_geometry, load_vae_encoder
+from diffprobe.backbones.vae import VaeEncoder, latent_geometry
 from diffprobe.backbones.weights import match_whole, read_config
 from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import ConfigError, WeightsMissing
@@ -79,9 +80,7 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, PART, ("vae",), trained=options.random_seed is None)
-    sit = load_denoiser(checkpoint, spec, needed, options, part=PART)
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
+    sit, vae = load_denoiser_and_vae(checkpoint, spec, needed, options, part=PART)
     return Sit(cast(SiT, sit), vae, name=checkpoint.name)
 
 

@@ -18,13 +18,12 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
-from diffprobe.backbones.latent_backbone import TextBackbone
+from diffprobe.backbones.latent_backbone import TextBackbone, load_denoiser_and_vae
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.backbones.loading import load_denoiser, require_parts
-from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.part_config import has_part
 from diffprobe.backbones.testing.tiny_transformer import tiny_t5, tiny_wan_vae
-from diffprobe.backbones.text_encoders import TEXT_CONDITIONS, T5TextEncoder, clean_text, load_t5_text
+from diffprobe.backbones.text_encoders import T5TextEncoder, clean_text, load_t5_text
 from diffprobe.backbones.transformer import (
     PART,
     check_positions,
@@ -32,10 +31,10 @@ from diffprobe.backbones.transformer import (
     describe_denoiser,
     digest_parts,
     find_latents,
+    transformer_spec,
 )
-from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.backbones.weights import config_file, read_config
-from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import FeatureMap
 
@@ -73,24 +72,20 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
         states = torch.empty(1, _LENGTH, config.text_dim, device="meta")
         return _run(network, latents.empty(), torch.zeros(1, device="meta"), {"encoder_hidden_states": states})
 
-    return BackboneSpec(
-        family="wan",
-        name=checkpoint.name,
-        denoiser=wan,
+    return transformer_spec(
+        "wan",
+        checkpoint,
+        wan,
+        latents,
         run=run,
-        signature=digest_json([read_config(checkpoint, PART), latents.side, _LENGTH]),
-        resolution=latents.resolution,
-        latent_shape=latents.shape,
         layout=OutputLayout(
             size=latents.shape[1:],
             text_only=_TEXT_ONLY,
             cross_attention=rf"{_BLOCK}\.attn2",
             frame_third="patch_embedding",
         ),
-        schedule=load_schedule(checkpoint.part("scheduler")),
-        prediction=load_prediction_kind(checkpoint.part("scheduler")),
-        conditions=TEXT_CONDITIONS,
-        blocks=tuple(f"blocks.{i}" for i in range(len(wan.blocks))),
+        blocks=["blocks.*"],
+        signature=[_LENGTH],
         conditioning={"text_tokens": _LENGTH},
     )
 
@@ -130,16 +125,8 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, PART, ("vae", "text_encoder"), trained=options.random_seed is None)
-    wan = load_denoiser(checkpoint, spec, needed, options, part=PART)
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
-    text = load_t5_text(
-        checkpoint.part("vae").parent,
-        dtype=options.dtype,
-        length=_LENGTH,
-        encoder="text_encoder",
-        tokenizer="tokenizer",
-    )
+    wan, vae = load_denoiser_and_vae(checkpoint, spec, needed, options, part=PART, encoders=["text_encoder"])
+    text = load_t5_text(checkpoint.part("vae").parent, dtype=options.dtype, length=_LENGTH)
     return Wan(wan, vae, text, prediction=spec.prediction)
 
 

@@ -19,13 +19,11 @@ from torch import Tensor, nn
 
 from diffprobe.backbones.base import Backbone, BackboneSpec, Checkpoint, Condition, LoadOptions, Prediction
 from diffprobe.backbones.chat_models import ChatEncoder, chat_layers, chat_width, digest_chat_tokenizer, load_chat_model
-from diffprobe.backbones.latent_backbone import TextBackbone
+from diffprobe.backbones.latent_backbone import TextBackbone, load_denoiser_and_vae
 from diffprobe.backbones.layout import OutputLayout, RowTexts
-from diffprobe.backbones.loading import load_denoiser, require_parts
-from diffprobe.backbones.noise import PredictionKind, load_prediction_kind, load_schedule
+from diffprobe.backbones.noise import PredictionKind
 from diffprobe.backbones.testing.tiny_chat_model import tiny_qwen3
 from diffprobe.backbones.testing.tiny_transformer import tiny_vae
-from diffprobe.backbones.text_encoders import TEXT_CONDITIONS
 from diffprobe.backbones.transformer import (
     PART,
     check_positions,
@@ -33,10 +31,10 @@ from diffprobe.backbones.transformer import (
     describe_denoiser,
     digest_parts,
     find_latents,
+    transformer_spec,
 )
-from diffprobe.backbones.vae import VaeEncoder, load_vae_encoder
+from diffprobe.backbones.vae import VaeEncoder
 from diffprobe.backbones.weights import config_file, read_config
-from diffprobe.core.digest import digest_json
 from diffprobe.core.errors import WeightsMismatch
 from diffprobe.core.shapes import FeatureMap
 
@@ -72,14 +70,12 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
         longest = [torch.empty(_LENGTH, config.cap_feat_dim, device="meta")]
         return _run(network, latents.empty(), torch.zeros(1, device="meta"), longest, texts)
 
-    return BackboneSpec(
-        family="z_image",
-        name=checkpoint.name,
-        denoiser=zimage,
+    return transformer_spec(
+        "z_image",
+        checkpoint,
+        zimage,
+        latents,
         run=run,
-        signature=digest_json([read_config(checkpoint, PART), latents.side, _LENGTH]),
-        resolution=latents.resolution,
-        latent_shape=latents.shape,
         layout=OutputLayout(
             size=latents.shape[1:],
             n_text=_LENGTH,
@@ -91,13 +87,8 @@ def spec(checkpoint: Checkpoint, resolution: int | None) -> BackboneSpec:
             heads_last=True,
             joint_attention=r"layers\.\d+\.attention",
         ),
-        schedule=load_schedule(checkpoint.part("scheduler")),
-        prediction=load_prediction_kind(checkpoint.part("scheduler")),
-        conditions=TEXT_CONDITIONS,
-        blocks=(
-            *(f"noise_refiner.{i}" for i in range(len(zimage.noise_refiner))),
-            *(f"layers.{i}" for i in range(len(zimage.layers))),
-        ),
+        blocks=["noise_refiner.*", "layers.*"],
+        signature=[_LENGTH],
         conditioning={"text_tokens": _LENGTH},
     )
 
@@ -135,10 +126,9 @@ def load(checkpoint: Checkpoint, spec: BackboneSpec, needed: Collection[str], op
 
     Raises: WeightsMissing, WeightsMismatch.
     """
-    require_parts(checkpoint, PART, ("vae", "text_encoder"), trained=options.random_seed is None)
-    zimage: Any = load_denoiser(checkpoint, spec, needed, options, part=PART)
+    zimage: Any
+    zimage, vae = load_denoiser_and_vae(checkpoint, spec, needed, options, part=PART, encoders=["text_encoder"])
     zimage.rope_embedder.freqs_cis = None  # tables made on the meta device are empty; a pass makes new ones
-    vae = load_vae_encoder(checkpoint.part("vae"), dtype=options.dtype, images=options.images)
     last = chat_layers(checkpoint.part("text_encoder")) - 1
     text = load_chat_model(checkpoint.part("vae").parent, dtype=options.dtype, length=_LENGTH, layers=[last])
     text.tokenizer.padding_side = "right"
