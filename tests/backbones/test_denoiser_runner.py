@@ -34,6 +34,7 @@ def test_how_rows_are_batched_does_not_matter(rows: int, load: Load, images: Ten
         close(value, whole[cell])
 
 
+@pytest.mark.slow
 def test_passes_are_bounded(load: Load, images: Tensor) -> None:
     features = load(timesteps=[0, 100], max_rows_per_pass=4)
     calls: list[int] = []

@@ -149,6 +149,7 @@ def test_random_weights_differ_and_repeat(case: Case, images: Tensor) -> None:
     close(read(pruned, images), random)  # the weights drawn do not depend on the taps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_lower_precisions_run_and_come_near(dtype: str, case: Case, images: Tensor) -> None:
     found, exact = read(case.load(dtype=dtype), images), read(case.load(), images)
@@ -157,6 +158,7 @@ def test_lower_precisions_run_and_come_near(dtype: str, case: Case, images: Tens
         assert float((value - exact[cell]).norm() / exact[cell].norm().clamp_min(1e-3)) < 0.1, cell
 
 
+@pytest.mark.slow
 def test_every_supported_condition_runs(case: Case, images: Tensor) -> None:
     for condition in case.info.spec.conditions:
         conditioning = CONDITIONING.get(condition, {"condition": condition})

@@ -71,6 +71,7 @@ def read(features: DiffusionFeatures) -> dict[str, Tensor]:
     return features(images, keys=KEYS, labels=[1, 7])  # of condition=label, the one of EDM2, which has no null class
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"random_weights": True, "random_seed": 3}], ids=["trained", "random"])
 def test_features_are_those_of_the_network_held_whole(
     changes: dict[str, Any], load: Callable[..., DiffusionFeatures]

@@ -10,6 +10,7 @@ from diffprobe.core.errors import ConfigError, UnknownName
 from diffprobe.runs.extract import extract_run
 
 
+@pytest.mark.slow
 def test_both_solve_the_same_problems():
     report = bench_solver(Size(samples=120, width=6, classes=3, folds=3, cells=2))
     assert report.converged and max(report.largest_difference) < 1e-3

@@ -113,6 +113,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(settings, capsys, tmp_path):
     assert not (tmp_path / "stores").exists()
 
 
+@pytest.mark.slow
 def test_check_prints_stores_and_cost_and_writes_nothing(settings, tmp_path, capsys):
     assert main(["extract", *settings, "--check"]) == 0
     first, store, to_write, passes = capsys.readouterr().out.splitlines()

@@ -24,6 +24,7 @@ def settings(tiny_sd, tiny_shards, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_extract_then_train(settings, tmp_path, capsys):
     assert main(["extract", *settings, "--quiet"]) == 0
     capsys.readouterr()

@@ -88,6 +88,7 @@ def test_it_is_repeatable_and_whitening_changes_associations_but_no_image(config
     ]
 
 
+@pytest.mark.slow
 def test_the_model_has_to_be_that_of_the_latents(config, tmp_path):
     other = sd_unet.tiny(tmp_path / "other", seed=1)
     with pytest.raises(StoreMismatch, match="another model"):
@@ -126,6 +127,7 @@ def test_the_audit_of_occupations_runs_on_a_tiny_checkpoint(tiny_sd, tmp_path):
     assert "skin tone" in written.page.read_text() and cost_of(whole).n_prompts == len(all_prompts(whole))
 
 
+@pytest.mark.slow
 def test_the_settings_of_the_steering_are_recorded(config, written):
     recorded = json.loads(written.result.read_text())["config"]
     assert recorded["steering"]["strengths"] == [-2, 0, 2] and "extraction" not in recorded

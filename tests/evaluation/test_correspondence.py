@@ -104,6 +104,7 @@ def test_batches_and_the_order_of_cells_change_no_match(config: CorrespondenceEv
             assert values[record.cell, record.name] == pytest.approx(record.value, abs=0.1)  # rounding may move a match
 
 
+@pytest.mark.slow
 def test_a_repeated_call_computes_nothing_and_other_pairs_are_refused(
     config: CorrespondenceEvaluation, evaluated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ def test_each_factor_reading_and_cell_has_its_numbers(evaluated: tuple[Path, Run
     assert "build, pose, background" in tables
 
 
+@pytest.mark.slow
 def test_a_second_call_samples_nothing_and_repeats_the_numbers(evaluated: tuple[Path, RunResult], model: Path) -> None:
     path, result = evaluated
     output = path.parents[3]

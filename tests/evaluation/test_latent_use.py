@@ -46,6 +46,7 @@ def test_the_used_latent_is_found_and_the_unused_one_costs_nothing(evaluated) ->
     assert float(used["relative_delta_mse"]) > 100 * abs(float(unused["relative_delta_mse"]))
 
 
+@pytest.mark.slow
 def test_a_latent_that_never_fires_is_stated_and_has_no_zeros(evaluated) -> None:
     row = rows_of(evaluated)[SILENT]
     assert row["active_images"] == "0" and {

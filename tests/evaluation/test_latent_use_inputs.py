@@ -27,6 +27,7 @@ def test_the_autoencoder_is_opened_in_its_cell(planted_use, tmp_path) -> None:
     assert open_latents(settings(planted_use, tmp_path, split="val", timestep=900)).split == "val"
 
 
+@pytest.mark.slow
 def test_pooled_cells_are_opened_too(small_sae, tmp_path) -> None:
     opened = open_latents(settings(small_sae, tmp_path))
     assert opened.network.splice.is_pooled and opened.cell.pool == "mean"

@@ -74,6 +74,7 @@ def test_the_unused_latent_changes_no_image_and_the_used_one_does(rates, folder)
     assert rates[UNUSED].value == 0 and rates[UNUSED].detail["changed_images"] == 0
 
 
+@pytest.mark.slow
 def test_records_name_the_value_that_the_latent_reads(rates) -> None:
     assert list(rates) == [USED, UNUSED]
     record = rates[USED]

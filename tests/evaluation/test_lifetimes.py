@@ -89,6 +89,7 @@ def test_planted_lifetimes_are_found(conditioned):
     assert right >= 0.8 * int((cosine > 0.9).sum())
 
 
+@pytest.mark.slow
 def test_records_and_the_share_of_latents_without_a_life(conditioned):
     found = lifetimes_of(conditioned, source(), "test", CELLS, CONFIG)
     records = {record.name: record for record in lifetime_records(found, split="test", probe="p", detail={})}

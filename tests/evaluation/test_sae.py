@@ -80,6 +80,7 @@ def test_the_result_walks_back_to_the_run(evaluated, trained):
     assert evaluated.seeds["noise"] == 5 and "output" not in evaluated.config
 
 
+@pytest.mark.slow
 def test_every_timestep_is_measured_beside_mean_ablation(evaluated):
     found = {(r.name, r.cell): r for r in evaluated.metrics}
     for cell in (CELL, "mid_block@t500:caption:mean"):

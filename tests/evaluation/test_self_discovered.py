@@ -50,6 +50,7 @@ def test_it_is_saved_as_any_direction_with_its_error_on_held_out_contexts(store,
     assert read_result(make_self_discovered(store, config(tiny_sd), output=tmp_path)).metrics == result.metrics
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_error_beside_that_without_the_vector(store, tiny_sd, tmp_path, capsys):
     keys = [
         f"model={tiny_sd}",

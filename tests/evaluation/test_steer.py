@@ -83,6 +83,7 @@ def test_other_directions_are_measured_on_the_same_images(saved, config, tmp_pat
         steer(saved, SteerConfig(**{**config, "others": (str(tmp_path / "wrong"),)}), output=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_store_of_another_model_is_refused(saved, config, tiny_sd, tmp_path):
     copy = shutil.copytree(tiny_sd, tmp_path / "copy")
     weights = next((copy / "unet").glob("*.safetensors"))

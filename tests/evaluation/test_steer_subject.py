@@ -70,6 +70,7 @@ def test_latents_are_steered_in_mean_activations_of_training_rows(made, kind):
     assert torch.cosine_similarity(row.sum(0), torch.from_numpy(subject.along), dim=0) > 0.999999
 
 
+@pytest.mark.slow
 def test_modes_give_the_edits_of_their_name(made):
     run, store = made["pooled"]
     _, (latent,), rows = active(run, store)

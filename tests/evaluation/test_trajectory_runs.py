@@ -102,6 +102,7 @@ def test_every_reader_of_codes_uses_the_timestep_of_the_row(bound):
         torch.testing.assert_close(own, expected[i].reshape(30, 12))
 
 
+@pytest.mark.slow
 def test_the_explorer_opens_a_conditioned_run(conditioned):
     run = open_explored(str(conditioned), ExploreConfig(device="cpu"))
     assert run.cells == CELLS

@@ -94,6 +94,7 @@ def test_a_repeated_call_continues_from_the_finished_cells(config, evaluated, tm
     assert passes == []
 
 
+@pytest.mark.slow
 def test_files_of_other_samples_and_damaged_ones_are_refused(config, evaluated, tmp_path):
     from safetensors.torch import save_file
 

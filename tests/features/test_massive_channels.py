@@ -80,6 +80,7 @@ def clipped(asked: Ask, root: Path) -> tuple[FeatureStore, list[str]]:
     return FeatureStore.open(path), lines
 
 
+@pytest.mark.slow
 def test_planted_channels_are_listed_and_clipped_and_no_other_changes(
     asked: Ask, clipped: tuple[FeatureStore, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

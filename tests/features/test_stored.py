@@ -70,6 +70,7 @@ def tables_of(sizes, cells, draws, width=2):
     return tables
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 5), min_size=1, max_size=3),

@@ -276,6 +276,7 @@ def test_views_without_effect_on_what_is_read_are_refused(viewed, changes, facts
     assert all(fact in str(caught.value) for fact in facts)
 
 
+@pytest.mark.slow
 def test_a_validation_split_that_is_cut_out_is_not_trained_on(viewed, tmp_path):
     parts = viewed(features_store=str(tmp_path / "s"), data_val_fraction=0.3, data_val_split="held")
     extract(*parts, progress=False)

@@ -72,6 +72,7 @@ def test_it_learns_and_the_folder_is_a_pipeline_that_differs_in_the_unet_alone(t
     assert after[weights] != before[weights]
 
 
+@pytest.mark.slow
 def test_its_features_of_the_clean_image_do_not_depend_on_noise(trained: Path, tiny_sd: Path) -> None:
     from diffusers import StableDiffusionPipeline
 

@@ -65,6 +65,7 @@ def test_trained_weights_are_equal_bit_for_bit_without_probes(config: Any, probe
     assert not (plain / "probes.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_record_has_the_curve_and_its_controls(probed: Path) -> None:
     records = probe_records(probed)
     assert [(record.cell, record.target) for record in records] == [

@@ -79,6 +79,7 @@ def test_the_released_form_leaves_the_denoiser_as_an_unconditional_one(
     assert same(network_of(fit(plain, tmp_path)), network_of(trained))
 
 
+@pytest.mark.slow
 def test_the_described_form_changes_the_denoiser(
     config: SelfGuidedTraining, trained: SelfGuided, tmp_path: Path
 ) -> None:

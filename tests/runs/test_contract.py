@@ -46,6 +46,7 @@ def test_a_saved_probe_is_the_trained_one(kind, name, tmp_path):
     contract.check_saved_equals_trained(kind, name, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), SUPERVISED)
 def test_shuffled_labels_are_near_chance(kind, name, tmp_path):
     contract.check_control_is_near_chance(kind, name, tmp_path)

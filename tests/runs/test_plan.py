@@ -48,6 +48,7 @@ def test_faults_are_found_before_anything_is_loaded(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_control_needs_no_quotes_in_yaml(tmp_path, monkeypatch):
     for control in ("none", "shuffled_labels", *LADDER):
         file = tmp_path / "experiments" / "paper" / f"{control}.yaml"

@@ -189,6 +189,7 @@ def test_other_verbs_are_one_task_for_each_combination_and_checked() -> None:
         plan("demo", parts=2)
 
 
+@pytest.mark.slow
 def test_a_store_is_known_by_what_it_holds_and_found_when_it_is_complete(run) -> None:
     from diffprobe.runs.extract import extract_run
 

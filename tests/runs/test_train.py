@@ -98,6 +98,7 @@ def test_a_seed_that_changes_nothing_is_refused(run):
     assert read_result(train(run(*ordered))).metrics
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_trained_anew_with_the_same_numbers(run):
     config = run("probe=linear", "probe.targets=[label]")
     extract_run(config, progress=False)

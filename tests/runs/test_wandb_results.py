@@ -229,6 +229,7 @@ def test_without_a_key_the_login_is_named():
         connect()
 
 
+@pytest.mark.slow
 def test_groups_are_the_experiments_of_a_table(monkeypatch):
     monkeypatch.delenv("WANDB_ENTITY", raising=False)
     assert place_of_runs("emoji/sae") == WandbPlace(project="diffprobe", entity=None, groups=("emoji/sae",))

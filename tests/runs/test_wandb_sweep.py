@@ -52,6 +52,7 @@ def test_a_grid_has_the_values_and_its_metric_is_on_val(grid):
     assert len(grid.points) == 4 and len(set(grid.points)) == 4
 
 
+@pytest.mark.slow
 def test_a_list_that_the_configuration_takes_is_one_value(grid):
     assert "features.timesteps=[25,200]" in grid.tree["command"]
 

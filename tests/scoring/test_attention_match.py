@@ -121,6 +121,7 @@ def test_attention_changes_the_score_and_nothing_of_the_pass(plain: DenoisingErr
     assert attention.std(1).min() > 0 and (attention < 0).all()
 
 
+@pytest.mark.slow
 def test_an_image_has_the_same_scores_alone_and_in_a_batch(plain: DenoisingError, latents: Tensor) -> None:
     """The released code averages the attention over the batch, which makes it equal for all candidates."""
     rule = AttentionMatchRule(error_weight=0.0)
@@ -184,6 +185,7 @@ def test_a_family_without_a_text_is_refused(tmp_path: Path) -> None:
     AttentionMatch.of(plain, AttentionMatchRule(attention_weight=0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [sd3, flux])
 def test_joint_attention_scores_a_text_as_cross_attention_does(family: Any, tmp_path: Path) -> None:
     plain = DenoisingError.from_pretrained(str(family.tiny(tmp_path / "tiny")), device="cpu", seed=3, resolution=32)

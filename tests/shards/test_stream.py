@@ -77,6 +77,7 @@ def test_training_ranks_have_equal_batches(shard_set: ShardSet, world_size: int,
     assert seen.total() == -(-13 // world_size) * world_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_the_order_follows_seed_and_epoch(shard_set: ShardSet, num_workers: int) -> None:
     def order(seed: int = 0, epoch: int = 0) -> list[str]:

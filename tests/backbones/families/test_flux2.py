@@ -80,6 +80,7 @@ def test_taps_equal_plain_hooks_on_the_untouched_model(
         torch.testing.assert_close(found[f"{tap}@t261:caption:none"], as_map(tokens), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", ["transformer_blocks.0", "single_transformer_blocks.0"])
 def test_the_text_stream_is_that_of_the_block(block: str, tiny: Callable, images: Tensor, reference: Callable) -> None:
     found = features(tiny("klein"), taps=[f"{block}/text"], condition="caption", pool="none")(

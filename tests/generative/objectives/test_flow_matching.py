@@ -113,6 +113,7 @@ def test_in_a_planted_world_the_loss_is_least_at_the_known_velocity(t: int) -> N
             assert abs(float(difference.mean())) < 5 * float(difference.std()) / int(near.sum()) ** 0.5
 
 
+@pytest.mark.slow
 def test_a_network_trained_by_it_follows_the_known_velocity_to_the_two_values() -> None:
     """A small network on the planted pixel, then 50 Euler steps of the saved sampler: half of the samples per value."""
     torch.manual_seed(0)
