@@ -10,8 +10,10 @@ from diffprobe.backbones.part_config import read_model_index
 from diffprobe.backbones.single_file import HINTS, convert, kind_of
 from diffprobe.core.errors import ConfigError, WeightsMissing
 
-SHIPPED = ("emoji-sd", "scenes-sd", "scenes-sd-permuted")
-"""Checkpoints that are part of the package, under `assets/`."""
+SHIPPED_UNETS = ("emoji-sd", "scenes-sd", "scenes-sd-permuted")
+"""Pipelines of Stable Diffusion that are part of the package, under `assets/`."""
+SHIPPED = (*SHIPPED_UNETS, "scenes-flow")
+"""All checkpoints that are part of the package."""
 
 _SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _LONGEST = 255

@@ -19,7 +19,7 @@ class BackboneConfig:
 
     path: str
     """Folder in diffusers format, hub id, single safetensors file (with `single_file_config`), a shipped model
-    ("emoji-sd", "scenes-sd", "scenes-sd-permuted"), or "pixels" (no model: the raw pixels)."""
+    ("emoji-sd", "scenes-sd", "scenes-sd-permuted", "scenes-flow"), or "pixels" (no model: the raw pixels)."""
     revision: str | None = None
     """Commit, tag or branch of a hub id; None takes the main branch."""
     random_weights: bool = False

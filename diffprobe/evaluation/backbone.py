@@ -16,7 +16,7 @@ from torch import Tensor
 from diffprobe.backbones.families import sd_unet
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.loading import load_network
-from diffprobe.backbones.locate import SHIPPED, locate
+from diffprobe.backbones.locate import SHIPPED_UNETS, locate
 from diffprobe.backbones.text_encoders import ClipTextEncoder
 from diffprobe.backbones.unet import TextUnet
 from diffprobe.config.parse import record_tree
@@ -126,7 +126,7 @@ def load_pipeline(path: str, *, seed: int = 0) -> tuple[Any, DenoisingError]:
     if checkpoint.folder is None or not sd_unet.matches(checkpoint.index):
         raise WeightsMismatch(
             f"'{path}' is a {checkpoint.index.get('_class_name')}, not a StableDiffusionPipeline.",
-            fix=f"name a StableDiffusionPipeline folder, or one of {', '.join(SHIPPED)}",
+            fix=f"name a StableDiffusionPipeline folder, or one of {', '.join(SHIPPED_UNETS)}",
         )
     with quiet_libraries():
         from diffusers import StableDiffusionPipeline

@@ -21,6 +21,7 @@ COPIES = {
     "diffprobe/assets/emoji-sd/README.md": "emoji-sd.md",
     "diffprobe/assets/scenes-sd/README.md": "scenes-sd.md",
     "diffprobe/assets/scenes-sd-permuted/README.md": "scenes-sd-permuted.md",
+    "diffprobe/assets/scenes-flow/README.md": "scenes-flow.md",
     "diffprobe/assets/scenes-reader/README.md": "scenes-reader.md",
     "diffprobe/shards/PROTOCOL.md": "shard-format.md",
     "diffprobe/features/PROTOCOL.md": "store-format.md",
