@@ -77,6 +77,7 @@ def test_the_spec_traces_and_lists_its_blocks_in_order(case: Case) -> None:
     assert not any(p.device.type != "meta" for p in spec.denoiser.parameters())
 
 
+@pytest.mark.slow
 def test_every_tap_has_the_listed_shape(case: Case, images: Tensor) -> None:
     taps = backbone_info(case.path, resolution=RESOLUTION, inner=True).taps
     settings = {**case.settings, "timesteps": case.settings["timesteps"][:1]}
@@ -110,6 +111,7 @@ def test_rows_of_a_pass_do_not_matter(case: Case, images: Tensor) -> None:
     close(read(case.load(max_rows_per_pass=2), images), read(case.load(), images))
 
 
+@pytest.mark.slow
 def test_draws_kept_are_those_that_are_averaged(case: Case, images: Tensor) -> None:
     kept = read(case.load(draws=2, keep_draws=True), images)
     assert all(value.shape[:2] == (3, 2) for value in kept.values())
@@ -134,6 +136,7 @@ def test_compiled_blocks_give_the_same(case: Case, images: Tensor) -> None:
     close(read(case.load(compile="eager", max_rows_per_pass=2), images), read(case.load(), images))
 
 
+@pytest.mark.slow
 def test_random_weights_differ_and_repeat(case: Case, images: Tensor) -> None:
     if not case.has_weights():
         with pytest.raises(ConfigError, match="random_weights"):

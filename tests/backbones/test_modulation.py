@@ -93,6 +93,7 @@ def again(block: Any, tokens: Tensor, kwargs: dict[str, Any]) -> Tensor:
     return found if isinstance(found, Tensor) else found[0]  # HunyuanDiT: a shift alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "path", "image"), CASES)
 def test_it_is_what_the_blocks_own_normalisation_makes_of_its_output(
     family: ModuleType, path: str, image: Callable[[Any], Tensor], tmp_path: Path

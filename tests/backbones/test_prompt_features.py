@@ -86,6 +86,7 @@ def plain(
     return {(tap, i): value for tap, values in outputs.items() for i, value in enumerate(values)}, latents
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
 @pytest.mark.parametrize(
     ("name", "kind", "sampler"),

@@ -42,6 +42,7 @@ def fvu(sae: torch.nn.Module) -> float:
         return float((ROWS - sae(ROWS)[0]).square().sum() / (ROWS - ROWS.mean(0)).square().sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", OURS)
 def test_every_variant_learns_in_its_time(variant: str) -> None:
     target = TargetRows("mid_block", ROWS) if variant == PAIRED else None

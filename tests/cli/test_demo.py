@@ -46,6 +46,7 @@ def test_check_validates_all_runs_and_loads_nothing(tiny_study, tmp_path, capsys
     assert str(folder) in (out := capsys.readouterr().out) and "17 runs, 5 stores" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "words"),
     [

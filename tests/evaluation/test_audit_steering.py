@@ -95,6 +95,7 @@ def test_the_model_has_to_be_that_of_the_latents(config, tmp_path):
         audit(replace(config, steering=replace(config.steering, generator=str(other))))
 
 
+@pytest.mark.slow
 def test_latents_of_another_tap_or_of_no_tap_are_refused(config, tmp_path):
     latents = read_latents(config.store, "mid_block@t400")
     prompts = list(latents.prompts)

@@ -80,6 +80,7 @@ def test_a_second_call_samples_nothing_and_repeats_the_numbers(evaluated: tuple[
     assert [(r.name, r.cell, r.value) for r in again.metrics] == [(r.name, r.cell, r.value) for r in result.metrics]
 
 
+@pytest.mark.slow
 def test_its_stores_give_the_same_directions_as_the_verb(evaluated: tuple[Path, RunResult]) -> None:
     path, result = evaluated
     stores = [store.parent for store in (path.parents[3] / "stores").glob("*/manifest.json")]

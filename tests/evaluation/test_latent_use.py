@@ -56,6 +56,7 @@ def test_a_latent_that_never_fires_is_stated_and_has_no_zeros(evaluated) -> None
     assert record.value == 0.5 and record.detail["n_never_active"] == 1 and record.detail["n_latents"] == N_LATENTS
 
 
+@pytest.mark.slow
 def test_the_result_walks_back_to_the_run(evaluated, planted_use) -> None:
     result, source = read_result(evaluated), read_result(planted_use / "result.json")
     assert result.kind == "latent_use" and result.config["run"] == source.run and "output" not in result.config

@@ -84,6 +84,7 @@ def test_records_name_the_value_that_the_latent_reads(rates) -> None:
     assert "fitted to 24 training samples" in record.detail["reader"] and record.detail["reader_accuracy"] == 1.0
 
 
+@pytest.mark.slow
 def test_finished_latents_are_not_sampled_again(config, opened, rates, folder, monkeypatch) -> None:
     passes = []
     monkeypatch.setattr(InterventionNetwork, "predict", lambda *args, **keys: passes.append(args))

@@ -28,6 +28,7 @@ def read(config):
     return read_latents(config, open_latents(config))
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_store(config, read) -> None:
     """The features of the running denoiser are those that were stored: same noise, same precision."""
     _, reading, codes = read

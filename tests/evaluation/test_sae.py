@@ -94,6 +94,7 @@ def test_every_timestep_is_measured_beside_mean_ablation(evaluated):
     assert ("delta_mse_overall", CELL) in found
 
 
+@pytest.mark.slow
 def test_the_features_replaced_are_those_that_were_trained_on(evaluated, trained):
     """The fvu in the network is that of the store: same noise, same captions, same precision."""
     (store,) = (r for r in read_result(trained / "result.json").metrics if (r.name, r.split) == ("fvu", "test"))

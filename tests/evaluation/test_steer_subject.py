@@ -86,6 +86,7 @@ def test_modes_give_the_edits_of_their_name(made):
     assert float(replaced.detector(rows).float().mean()) == pytest.approx(0.1, abs=1 / len(rows))
 
 
+@pytest.mark.slow
 def test_a_direction_is_added_ablated_or_replaced_at_its_midpoint(made):
     run, store = made["direction"]
     folder = next((run / "probes").rglob("probe.json")).parent

@@ -110,6 +110,7 @@ def test_the_explorer_opens_a_conditioned_run(conditioned):
     assert codes.rows.timesteps == (20, 200, 500)
 
 
+@pytest.mark.slow
 def test_the_reconstruction_of_a_conditioned_run_is_put_back_at_its_timesteps(conditioned, tmp_path):
     config = SaeEvaluation(
         experiment="tiny/evaluate_sae", run=str(conditioned), device="cpu", limit=8, train_limit=8,

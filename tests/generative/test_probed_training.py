@@ -90,6 +90,7 @@ def test_a_record_has_the_curve_and_its_controls(probed: Path) -> None:
     assert found == list(zip((0, 1, 3, 4), records[0].detail["curve"], strict=True))
 
 
+@pytest.mark.slow
 def test_the_last_accuracy_is_that_of_the_saved_weights(config: Any, probed: Path) -> None:
     reader = DiffusionFeatures.from_pretrained(
         str(probed / "weights"), taps=["mid_block"], timesteps=[700], device="cpu"

@@ -22,6 +22,7 @@ def test_each_kind_has_a_folder_and_a_way_to_train_it():
             assert hasattr(file, part), (kind, part)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), PROBES)
 def test_the_named_file_trains_and_is_recorded(kind, name, tmp_path, monkeypatch):
     contract.check_the_file_trains(kind, name, tmp_path, monkeypatch)
@@ -41,6 +42,7 @@ def test_each_key_of_training_changes_the_outcome_or_is_refused(kind, name, tmp_
     contract.check_each_trainer_key_counts(kind, name, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), PROBES)
 def test_a_saved_probe_is_the_trained_one(kind, name, tmp_path):
     contract.check_saved_equals_trained(kind, name, tmp_path)

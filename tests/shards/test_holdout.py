@@ -70,6 +70,7 @@ def test_the_commands_name_the_group_and_a_missing_validation_split(make_set, ca
     assert "nearest: person" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 3])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_ranks_and_workers_read_each_sample_once(make_set, world_size, num_workers):
