@@ -43,12 +43,17 @@ ENLARGED = 3
 """Side of a pixel of the samples."""
 
 
-def draw(folder: Path, texts: Sequence[str]) -> NDArray[np.uint8]:
-    """Return an image of each caption, each with noise of its own; uint8 (captions, side, side, 3)."""
+def open_pipeline(folder: Path) -> Any:
+    """Open a pipeline of Stable Diffusion 3 without T5."""
     from diffusers import StableDiffusion3Pipeline
 
     pipeline = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw(pipeline: Any, texts: Sequence[str]) -> NDArray[np.uint8]:
+    """Return an image of each caption, each with noise of its own; uint8 (captions, side, side, 3)."""
     images: list[Any] = []
     for start in range(0, len(texts), 48):
         part = list(texts[start : start + 48])
@@ -159,18 +164,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--reader", type=Path, required=True, help="weights of a reader of 32 px")
     parser.add_argument("--score", type=Path, help="folder of a finished run of diffprobe score; else the recorded one")
     args = parser.parse_args(arguments)
+    if args.score is None and not RESULT.is_file():
+        parser.error("--score is missing, and no score is recorded.")
     spec = load_world()
     reader = load_reader(args.reader, spec)
     scenes = sample(spec, SEED, split_indices(spec, SEED, "test", N_SCENES))
     captions = [several[0] for several in captions_of(spec, scenes)]
-    images = draw(CARD.parent, captions)
+    pipeline = open_pipeline(CARD.parent)
+    images = draw(pipeline, captions)
     truth = render(spec, scenes, resolution=reader.resolution).images
     found = accuracies(
         [parse(spec, caption) for caption in captions], seen(reader, images, spec), seen(reader, truth, spec)
     )
-    sheet(draw(CARD.parent, [f"a {role}" for role in spec.names("role")])).save(SAMPLES)
-    kept = json.loads(RESULT.read_text("utf-8"))["score"] if args.score is None and RESULT.is_file() else []
-    tree = {"steps": STEPS, "guidance": GUIDANCE, "images": found, "score": scores(args.score) if args.score else kept}
+    sheet(draw(pipeline, [f"a {role}" for role in spec.names("role")])).save(SAMPLES)
+    score = json.loads(RESULT.read_text("utf-8"))["score"] if args.score is None else scores(args.score)
+    tree = {"steps": STEPS, "guidance": GUIDANCE, "images": found, "score": score}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
     write_card(tree)
