@@ -21,6 +21,7 @@ from diffprobe.config.schema import RunConfig
 from diffprobe.config.source_lines import COMMAND_LINE, origins, read_kind
 from diffprobe.config.yaml_guard import check_interpolations, guard_files, refuse_resolvers
 from diffprobe.core.errors import ConfigError, DiffprobeError, nearest, unknown
+from diffprobe.core.signals import end_behind
 
 VERSION_BASE = "1.3"
 _SETTING = re.compile(r"^[A-Za-z_][\w/-]*(\.[\w-]+)*=", re.DOTALL | re.ASCII)
@@ -299,6 +300,8 @@ def _merge(
     except DiffprobeError:
         raise
     except Exception as error:  # of Hydra, OmegaConf or YAML; their readers also raise ValueError, TypeError and others
+        if end_behind(error) is not None:  # a signal came, and left a library halfway
+            raise
         raise compose_error(error, experiment, values, _files(listed), folders) from error
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}, _files(listed)

@@ -34,6 +34,20 @@ def terminate(signum: int, frame: FrameType | None) -> None:
         raise Terminated
 
 
+def end_behind(error: BaseException | None) -> Terminated | KeyboardInterrupt | None:
+    """Return a new exception for the end of the process that an error hides; None for an error of its own.
+
+    Code of a library that is stopped halfway may fail in its `finally`, and that error takes the place of the end.
+    """
+    if _received.is_set():
+        return Terminated()
+    while error is not None:
+        if isinstance(error, Terminated | KeyboardInterrupt):
+            return type(error)()
+        error = error.__context__
+    return None
+
+
 def take_sigterm() -> None:
     """Make `terminate` the handler of SIGTERM, unless this process was started to ignore it, or in another thread."""
     in_main = threading.current_thread() is threading.main_thread()
@@ -46,7 +60,7 @@ def end_on_sigterm() -> Iterator[None]:
     """Raise `Terminated` in a block when SIGTERM arrives, at its end at the latest. Blocks may be nested.
 
     An exception that arrives in a destructor or a callback of a library is lost there; so the end of the block raises
-    it again.
+    it again. An error that hides `Terminated` or KeyboardInterrupt gives way to it (`end_behind`).
     """
     before, outermost = signal.getsignal(signal.SIGTERM), not _blocks
     if outermost:
@@ -57,6 +71,11 @@ def end_on_sigterm() -> Iterator[None]:
         yield
         if _received.is_set():
             raise Terminated
+    except Exception as error:
+        end = end_behind(error)
+        if end is not None:
+            raise end from error
+        raise
     finally:
         _blocks.pop()
         if outermost:

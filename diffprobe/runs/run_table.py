@@ -15,6 +15,7 @@ from diffprobe.config.schema import RunConfig
 from diffprobe.core.errors import ConfigError, DiffprobeError, RunFailed
 from diffprobe.core.failure import note_failure
 from diffprobe.core.result import RESULT_FILE
+from diffprobe.core.signals import end_behind
 from diffprobe.runs.experiment import train
 from diffprobe.runs.extract import backbone_and_features, extract_run
 from diffprobe.runs.submit import store_is_complete, store_key
@@ -180,6 +181,8 @@ def _run(row: PlannedRow, announce: Announce, progress: bool) -> Exception | Non
             fix="run the command again to continue",
         ) from error
     except Exception as error:  # of a library too: the other rows do not depend on it
+        if end_behind(error) is not None:  # the command is being ended, which it hides
+            raise
         note_failure(row.folder, record_tree(config), error)
         return error
     return None

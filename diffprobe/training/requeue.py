@@ -17,7 +17,7 @@ from types import FrameType, TracebackType
 
 from diffprobe.core.processes import is_main_process
 from diffprobe.core.restarts import job_id
-from diffprobe.core.signals import Terminated, take_sigterm
+from diffprobe.core.signals import Terminated, end_behind, take_sigterm
 
 _INTERACTIVE = ("bash", "interactive")
 """Names of jobs in which somebody sits at a shell; their end is not a job's end."""
@@ -65,7 +65,8 @@ class Requeue:
             outermost = not isinstance(getattr(self._before, "__self__", None), Requeue)
             signal.signal(signal.SIGUSR1, self._before)
             self._before = None
-            if outermost and not self._requeued and isinstance(error, Terminated) and self._is_preempted():
+            ended = isinstance(end_behind(error), Terminated)
+            if outermost and not self._requeued and ended and self._is_preempted():
                 self.submit(_PREEMPTED)
 
     def _is_preempted(self) -> bool:

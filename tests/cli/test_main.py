@@ -28,6 +28,11 @@ def run(args):
     if args.what == "end":
         import os, signal
         os.kill(os.getpid(), signal.SIGTERM)
+    if args.what == "hide":
+        try:
+            raise KeyboardInterrupt
+        finally:
+            None.reset()
     if args.what == "fault":
         raise RuntimeError("tensor a (3) must match\\nat non-singleton dimension 0")
     if args.what == "memory":
@@ -95,6 +100,12 @@ class TestVerbs:
         assert cli.main(["do-it", "end"]) == 143
         out, err = capsys.readouterr()
         assert out == "" and err.startswith("terminated (SIGTERM)") and len(err.splitlines()) == 1
+
+    def test_an_error_of_cleaning_up_does_not_hide_that_it_was_interrupted(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main(["do-it", "hide"]) == 130
+        assert capsys.readouterr().err.startswith("interrupted")
 
     def test_a_fault_of_diffprobe_is_one_line_and_where_to_look(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["do-it", "fault"]) == 70

@@ -168,6 +168,18 @@ def test_an_empty_experiment_file_is_the_base(write: Write) -> None:
     assert compose("paper/row").tree == compose(None).tree and compose(None).kind == PROBE
 
 
+def test_a_signal_in_the_middle_is_no_error_of_a_setting(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(*args: object, **values: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AttributeError("a library was stopped halfway")
+
+    monkeypatch.setattr("hydra.compose", cut)
+    with pytest.raises(AttributeError, match="halfway"):
+        load_run(None)
+
+
 def test_a_resolved_config_comes_back_equal() -> None:
     config = load_run("emoji/direction")
     assert parse(RunConfig, to_tree(config)) == config

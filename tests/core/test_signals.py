@@ -4,12 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from diffprobe.core.signals import (
     TERMINATED,
     Terminated,
+    end_behind,
     end_on_sigterm,
     shield_worker,
 )
@@ -37,6 +40,37 @@ def test_an_exception_that_a_library_swallows_is_raised_at_the_end() -> None:
             pass
         done.append("the block went on")
     assert done
+
+
+@contextmanager
+def fails_on_the_way_out() -> Iterator[None]:
+    """As a library whose state was left halfway."""
+    try:
+        yield
+    finally:
+        raise AttributeError("'NoneType' object has no attribute 'reset'")
+
+
+def test_an_error_while_a_signal_unwinds_gives_way_to_it() -> None:
+    with pytest.raises(Terminated) as terminated, end_on_sigterm(), fails_on_the_way_out():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert isinstance(terminated.value.__cause__, AttributeError)
+    with pytest.raises(KeyboardInterrupt) as interrupted, end_on_sigterm(), fails_on_the_way_out():
+        raise KeyboardInterrupt
+    assert isinstance(interrupted.value.__cause__, AttributeError)
+    with pytest.raises(AttributeError), end_on_sigterm(), fails_on_the_way_out():
+        pass
+
+
+def test_an_end_is_found_behind_errors_that_were_raised_from_each_other() -> None:
+    with pytest.raises(ValueError, match="settings") as caught:
+        try:
+            with fails_on_the_way_out():
+                raise KeyboardInterrupt
+        except AttributeError as error:
+            raise ValueError("settings cannot be read") from error
+    assert isinstance(end_behind(caught.value), KeyboardInterrupt)
+    assert end_behind(ValueError("another")) is None and end_behind(None) is None
 
 
 def test_blocks_are_nested_and_the_next_one_starts_anew() -> None:

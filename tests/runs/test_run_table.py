@@ -5,6 +5,7 @@ import pytest
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.failure import failures_below
 from diffprobe.core.result import RESULT_FILE, read_result
+from diffprobe.core.signals import end_on_sigterm
 from diffprobe.runs import run_table
 from diffprobe.runs.run_table import plan_table, run_rows
 from tests.runs.table_of_tiny import settings, write_table
@@ -83,6 +84,20 @@ def test_an_interrupt_ends_all_rows(tiny, monkeypatch, error):
     monkeypatch.setattr(run_table, "train", train)
     with pytest.raises(error):
         run_rows(plan_table("paper/layers", tiny), progress=False)
+
+
+@pytest.mark.slow
+def test_an_interrupt_that_an_error_hides_is_no_failure_of_the_row(tiny, tmp_path, monkeypatch):
+    def train(config):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AttributeError("a library was stopped halfway")
+
+    monkeypatch.setattr(run_table, "train", train)
+    with pytest.raises(KeyboardInterrupt), end_on_sigterm():
+        run_rows(plan_table("paper/layers", tiny), progress=False)
+    assert not list(failures_below(tmp_path / "runs"))
 
 
 @pytest.mark.slow

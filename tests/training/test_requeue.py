@@ -84,6 +84,13 @@ def test_a_preempted_job_goes_back_before_it_ends_by_itself(tmp_path, job, answe
     with pytest.raises(Terminated), Requeue(), Requeue():
         raise Terminated
     assert job.read_text().splitlines() == ["show job --oneliner 17", *["requeue 17"] * requeued]
+    job.unlink()
+    with pytest.raises(AttributeError), Requeue():  # as where cleaning up fails
+        try:
+            raise Terminated
+        finally:
+            raise AttributeError
+    assert job.read_text().splitlines() == ["show job --oneliner 17", *["requeue 17"] * requeued]
 
 
 def test_the_inner_of_two_takes_the_signal(job):
