@@ -27,7 +27,7 @@ from diffprobe.backbones.layout import OutputLayout
 from diffprobe.backbones.lora import Lora
 from diffprobe.backbones.noise import NoiseSchedule, PredictionKind
 from diffprobe.backbones.offload import move
-from diffprobe.core.errors import WeightsMismatch
+from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.core.shapes import Images
 
 ConditionInput = str | int | None
@@ -163,6 +163,13 @@ class Backbone(ABC):
     def predicted(self, output: Float[Tensor, "rows outputs height width"], x_t: Tensor) -> Prediction:
         """Make the prediction of a denoiser's output, without the channels of a learned variance, which come last."""
         return Prediction(output[:, : x_t.shape[1]], self.prediction)
+
+    def embed_guidance(self, scale: float) -> None:
+        """Give a network with distilled guidance another guidance scale, as of diffusers.
+
+        Raises: ConfigError for a network that takes none.
+        """
+        raise ConfigError("this network does not take the guidance scale as input.", fix="combine two predictions")
 
     @abstractmethod
     def components(self) -> dict[str, nn.Module]:

@@ -2,7 +2,7 @@
 
 One sampling run reads all taps and timesteps, and the generated latent may be noised again and read under the empty
 prompt. All noise depends on (seed, number of the sample) alone, so it is shared by all prompts and does not depend on
-batching. Samplers are in `samplers.py`.
+batching. Samplers are in `samplers.py` and `flow_sampler.py`.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,7 @@ from diffprobe.backbones.network_size import module_limit
 from diffprobe.backbones.parts import LATENTS, reduced_latents
 from diffprobe.backbones.pool import make_pool
 from diffprobe.backbones.prompt_plan import CONDITIONAL, PIXELS, REREAD, UNCONDITIONAL, PromptPlan, plan_prompts
-from diffprobe.backbones.samplers import Sampler, make_sampler, reread_key, start_key, step_generators
-from diffprobe.backbones.unet import TextUnet
+from diffprobe.backbones.samplers import reread_key, start_key, step_generators
 from diffprobe.backbones.vae import VaeDecoder
 from diffprobe.config.prompt_schema import PromptExtraction
 from diffprobe.core.errors import ConfigError, NonFinite
@@ -57,7 +56,7 @@ class PromptFeatures:
             if {"images", "controls"} & set(plan.keep):
                 self._vae = VaeDecoder.from_folder(checkpoint.part("vae"))
                 self._vae.vae.to(self.device)
-        if plan.is_distilled and isinstance(backbone, TextUnet):
+        if plan.is_distilled:
             backbone.embed_guidance(1 + plan.guidance)
         self._format = torch.channels_last if config.channels_last else torch.contiguous_format
         set_memory_format(backbone.denoiser, self._format)
@@ -134,7 +133,7 @@ class PromptFeatures:
     def _sample(self, prompts: Sequence[str], numbers: Sequence[int], found: dict[Cell, Tensor]) -> FeatureMap:
         """Denoise from noise, add the features of the passes to `found`, and return the last latents."""
         plan, n = self.plan, len(prompts)
-        sampler = self._sampler()
+        sampler = plan.make_sampler(self.device)
         noise = [noise_for(plan.sampling.seed, start_key(k), 0, plan.spec.latent_shape) for k in numbers]
         latents = sampler.start(torch.stack(noise).to(self.device))
         condition, rows = self._conditions(prompts)
@@ -155,13 +154,6 @@ class PromptFeatures:
                 break
             latents = sampler.step(step, self._guided(run.predicted, n), latents, generators)
         return latents
-
-    def _sampler(self) -> Sampler:
-        plan = self.plan
-        return make_sampler(
-            plan.sampling.sampler, plan.scheduler, plan.sampling.steps, where=plan.read.checkpoint.name,
-            device=self.device,
-        )  # fmt: skip
 
     def _conditions(self, prompts: Sequence[str]) -> tuple[Condition, Int[Tensor, " rows"]]:
         """Encode the condition of each row of a pass; the unconditional rows of guidance come first."""

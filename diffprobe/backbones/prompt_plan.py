@@ -14,12 +14,13 @@ import torch
 from diffprobe.backbones.base import BackboneSpec
 from diffprobe.backbones.cell import Cell, parse_pool
 from diffprobe.backbones.families.pixels import SIDE as PIXEL_SIDE
+from diffprobe.backbones.flow_sampler import FLOW_SAMPLER, FlowSampler, flow_timesteps
 from diffprobe.backbones.parts import LATENTS
 from diffprobe.backbones.parts import SIDE as LATENT_SIDE
 from diffprobe.backbones.plan import ReadPlan, make_plan
 from diffprobe.backbones.pool import pooled_width
-from diffprobe.backbones.samplers import check_timesteps, make_sampler, scheduler_config
-from diffprobe.backbones.unet import GUIDANCE
+from diffprobe.backbones.samplers import SAMPLERS, Sampler, check_timesteps, make_sampler, scheduler_config
+from diffprobe.backbones.taps import trace_spec
 from diffprobe.config.prompt_schema import PromptExtraction, SamplingConfig
 from diffprobe.config.schema import FeaturesConfig
 from diffprobe.core.errors import ConfigError
@@ -29,7 +30,8 @@ CONDITIONAL, UNCONDITIONAL, REREAD = "caption", "negative", "empty"
 PIXELS = "pixels"
 _RULES = 1
 """Raised when the way from a prompt to a feature changes in a way that changes numbers."""
-_DISTILLED = "guidance_scale"
+_DISTILLED = ("guidance_scale", "guidance")
+"""Keys of a spec's conditioning for the guidance scale that a network receives, with its pipeline's default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class PromptPlan:
     """The reading of generated latents that are noised again; None for none."""
     sampling: SamplingConfig
     """How latents are sampled."""
+    sampler: str
+    """Name of the sampler."""
     guidance: float
     """Weight of guidance; for distilled guidance, the value that the network receives."""
     scheduler: dict[str, Any]
@@ -61,7 +65,7 @@ class PromptPlan:
     @property
     def is_distilled(self) -> bool:
         """Whether the network takes the guidance scale as input."""
-        return _DISTILLED in self.spec.conditioning
+        return _distilled(self.spec) is not None
 
     @property
     def is_guided(self) -> bool:
@@ -136,8 +140,9 @@ class PromptPlan:
         sampling, guided = self.sampling, self.is_guided or self.is_distilled
         conditions = dict.fromkeys(cell.condition for cell in self.cells)
         conditioning = dict(self.spec.conditioning)
-        if self.is_distilled:
-            conditioning[_DISTILLED] = 1 + self.guidance
+        distilled = _distilled(self.spec)
+        if distilled is not None:
+            conditioning[distilled] = 1 + self.guidance
         reread = () if self.reread is None else self.reread.timesteps
         return {
             **self.read.fingerprint,
@@ -147,7 +152,7 @@ class PromptPlan:
             "seed": sampling.seed,
             "sampling": {
                 "rules": _RULES,
-                "sampler": sampling.sampler,
+                "sampler": self.sampler,
                 "steps": sampling.steps,
                 "guidance": self.guidance if guided else 0.0,
                 "grid": list(self.grid),
@@ -155,12 +160,20 @@ class PromptPlan:
             },
         }
 
+    def make_sampler(self, device: torch.device) -> Sampler | FlowSampler:
+        """Make the sampler of one batch."""
+        if self.spec.prediction == "flow":
+            return FlowSampler(self.grid, self.spec.schedule.n_timesteps - 1)
+        return make_sampler(
+            self.sampler, self.scheduler, self.sampling.steps, where=self.read.checkpoint.name, device=device
+        )
+
 
 def plan_prompts(config: PromptExtraction, *, cached_only: bool = False) -> PromptPlan:
     """Check settings against the configs of a checkpoint; with `cached_only` nothing is downloaded.
 
     Raises: UnknownTap, BadTimestep, WeightsMissing, WeightsMismatch; ConfigError for a model that takes no prompts, a
-        flow model, and settings without effect.
+        sampler that it cannot be sampled with, and settings without effect.
     """
     asked, sampling = config.features, config.sampling
     common = FeaturesConfig(
@@ -172,24 +185,23 @@ def plan_prompts(config: PromptExtraction, *, cached_only: bool = False) -> Prom
     read = plan(replace(common, condition="caption") if asked.timesteps else common)
     reread = plan(replace(common, timesteps=asked.reread)) if asked.reread else None
     scheduler = scheduler_config(read.checkpoint)
-    sampler = make_sampler(
-        sampling.sampler, scheduler, sampling.steps, where=read.checkpoint.name, device=torch.device("cpu")
-    )
-    check_timesteps(asked.timesteps, sampler.timesteps, name=sampling.sampler)
-    distilled = _DISTILLED in read.spec.conditioning
+    sampler = _sampler_name(read.spec, sampling)
+    grid = _grid(read, sampler, sampling, scheduler)
+    check_timesteps(asked.timesteps, grid, name=sampler)
+    distilled = _distilled(read.spec)
     guidance = sampling.guidance
     if guidance is None:
-        guidance = GUIDANCE - 1 if distilled else 0.0
-    if (distilled or guidance == 0) and (asked.unconditional or sampling.negative_prompt is not None):
+        guidance = 0.0 if distilled is None else read.spec.conditioning[distilled] - 1
+    if (distilled is not None or guidance == 0) and (asked.unconditional or sampling.negative_prompt is not None):
         name = "features.unconditional=true" if asked.unconditional else "sampling.negative_prompt"
-        reason = "its guidance is distilled into one pass" if distilled else "guidance is 0"
+        reason = "its guidance is distilled into one pass" if distilled is not None else "guidance is 0"
         raise ConfigError(
             f"{name}: '{read.checkpoint.name}' runs no unconditional branch, since {reason}.",
-            fix="remove it" if distilled else "sampling.guidance=3, or remove it",
+            fix="remove it" if distilled is not None else "sampling.guidance=3, or remove it",
         )
     return PromptPlan(
-        read=read, reread=reread, sampling=sampling, guidance=float(guidance), scheduler=scheduler,
-        grid=sampler.timesteps, unconditional=asked.unconditional, keep=asked.keep,
+        read=read, reread=reread, sampling=sampling, sampler=sampler, guidance=float(guidance), scheduler=scheduler,
+        grid=grid, unconditional=asked.unconditional, keep=asked.keep,
     )  # fmt: skip
 
 
@@ -202,9 +214,37 @@ def _require_prompts(plan: ReadPlan) -> None:
             f"its conditions: {', '.join(spec.conditions)}",
             fix="name a text-to-image model, for example backbone=emoji-sd",
         )
-    if spec.prediction == "flow":
+
+
+def _distilled(spec: BackboneSpec) -> str | None:
+    """Return the key of the guidance scale that a network receives; None for one that receives none."""
+    return next((key for key in _DISTILLED if spec.conditioning.get(key) is not None), None)
+
+
+def _sampler_name(spec: BackboneSpec, sampling: SamplingConfig) -> str:
+    """Return the sampler that is used. Raises: ConfigError."""
+    is_flow = spec.prediction == "flow"
+    if is_flow and sampling.sampler not in (None, FLOW_SAMPLER):
         raise ConfigError(
-            f"backbone '{spec.name}' (family {spec.family}) is a flow model; prompts are sampled with models of noise "
-            "(epsilon or v) only.",
-            fix="name another model; features of images can be extracted from this one",
+            f"sampling.sampler={sampling.sampler}: backbone '{spec.name}' (family {spec.family}) is a flow model.",
+            fix=f"sampling.sampler={FLOW_SAMPLER}, or remove it",
         )
+    if not is_flow and sampling.shift is not None:
+        raise ConfigError(
+            f"sampling.shift={sampling.shift:g} has no effect: backbone '{spec.name}' (family {spec.family}) is not a "
+            "flow model.",
+            fix="remove it",
+        )
+    return sampling.sampler or (FLOW_SAMPLER if is_flow else next(iter(SAMPLERS)))
+
+
+def _grid(read: ReadPlan, name: str, sampling: SamplingConfig, scheduler: dict[str, Any]) -> tuple[int, ...]:
+    """Return the timesteps that are visited, the noisiest first. Raises: ConfigError, WeightsMismatch."""
+    spec, where = read.spec, read.checkpoint.name
+    if spec.prediction != "flow":
+        return make_sampler(name, scheduler, sampling.steps, where=where, device=torch.device("cpu")).timesteps
+    traced = trace_spec(spec, count=False)
+    return flow_timesteps(
+        scheduler, sampling.steps, shift=sampling.shift, n_tokens=math.prod(traced.taps[spec.blocks[0]].size),
+        family=spec.family, where=where,
+    )  # fmt: skip

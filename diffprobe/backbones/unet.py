@@ -191,7 +191,7 @@ class TextUnet(TextBackbone[ClipTextEncoder]):
         Raises: ConfigError for a U-Net that takes none.
         """
         if self._guidance is None:
-            raise ConfigError("this U-Net does not take the guidance scale as input.", fix="combine two predictions")
+            super().embed_guidance(scale)
         network: Any = self.denoiser
         embedded = guidance_embedding(dict(network.config), scale)
         assert embedded is not None

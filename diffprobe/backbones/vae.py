@@ -404,6 +404,10 @@ def _load_half(
     network, expected = _make_half(kind, config, folder, (*unused, *(() if images else _ENCODING)))
     if images:
         load_tensors(network, folder, dtype=dtype, expected=expected)
+    else:  # what belongs to no part, such as the statistics of LTX, would stay on the meta device
+        for module in network.modules():
+            module._parameters.clear()
+            module._buffers.clear()
     return network.eval().requires_grad_(False)
 
 

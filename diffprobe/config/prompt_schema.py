@@ -1,5 +1,6 @@
 """The configuration of an extraction from prompts: what is sampled, and which cells are read meanwhile."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,15 +13,20 @@ from diffprobe.core.errors import ConfigError
 class SamplingConfig:
     """How latents are sampled from noise."""
 
-    sampler: Literal["ddim", "dpm", "euler", "lcm"] = "ddim"
+    sampler: Literal["ddim", "dpm", "euler", "lcm"] | None = None
     """Sampler of diffusers: DDIM, DPM-Solver++ (2M), Euler, or that of latent consistency models; all but the last are
-    deterministic and have evenly spaced timesteps, the last one of the training grid first."""
+    deterministic and have evenly spaced timesteps, the last one of the training grid first. A flow model has Euler
+    alone. None: ddim; euler for a flow model."""
     steps: int = 20
     """Sampling steps."""
+    shift: float | None = None
+    """Flow models: evenly spaced noise levels s from 1 to 1 / steps become shift s / (1 + (shift - 1) s). None: the
+    levels of the checkpoint's own pipeline."""
     guidance: float | None = None
     """Weight of classifier-free guidance: the conditional prediction plus `guidance` times its difference to the
-    unconditional one (the scale of diffusers minus 1). 0 runs the conditional pass alone. A U-Net with distilled
-    guidance gets the scale as input instead. None: 0; 7.5 for distilled guidance, the default of its pipeline."""
+    unconditional one (the scale of diffusers minus 1). 0 runs the conditional pass alone. A model with distilled
+    guidance gets the scale as input instead. None: 0; for distilled guidance the default of its pipeline: 7.5 for
+    latent consistency models, 2.5 for FLUX.1, 3 for FLUX.2."""
     negative_prompt: str | None = None
     """Prompt of the unconditional branch, in place of the empty prompt."""
     seeds: int = 8
@@ -31,6 +37,8 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         at_least(1, steps=self.steps, seeds=self.seeds)
         at_least(0, guidance=self.guidance)
+        if self.shift is not None and not 0 < self.shift < math.inf:
+            raise ConfigError(f"shift={self.shift} is out of range: above 0, and finite.")
         if self.negative_prompt is not None and self.guidance == 0:
             raise ConfigError(
                 "negative_prompt has no effect with guidance=0: only the conditional pass runs.",

@@ -76,9 +76,7 @@ def sampling_line(request: PromptRequest) -> str:
     """Describe how prompts are sampled, with the denoiser passes of a sample."""
     sampling, plan = request.config.sampling, request.plan
     guidance = "distilled guidance" if plan.is_distilled else "guidance"
-    return (
-        f"{sampling.sampler} with {sampling.steps} steps, {guidance} {plan.guidance:g}: {plan.passes} passes per sample"
-    )
+    return f"{plan.sampler} with {sampling.steps} steps, {guidance} {plan.guidance:g}: {plan.passes} passes per sample"
 
 
 def _fill(

@@ -6,16 +6,18 @@ That of research checkpoints, which have no pipeline, is in `references.py`.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from diffprobe.backbones import prompt_features
 from diffprobe.backbones.base import Backbone, BackboneSpec, Condition, LoadOptions, Prediction
 from diffprobe.backbones.extractor import DiffusionFeatures
 from diffprobe.backbones.families import family_of
@@ -23,7 +25,11 @@ from diffprobe.backbones.hooks import Capture
 from diffprobe.backbones.loading import load_whole
 from diffprobe.backbones.locate import locate
 from diffprobe.backbones.pool import no_pool
+from diffprobe.backbones.prompt_features import PromptFeatures
+from diffprobe.backbones.samplers import start_key
 from diffprobe.backbones.taps import BackboneInfo, backbone_info
+from diffprobe.config.prompt_schema import PromptExtraction, PromptFeaturesConfig, SamplingConfig
+from diffprobe.config.schema import BackboneConfig
 from diffprobe.core.errors import DiffprobeError
 from diffprobe.core.registry import FAMILIES
 from tests.backbones.plans import plan_for
@@ -103,8 +109,14 @@ def make_case(name: str, folder: Path) -> Case:
 
 
 @torch.no_grad()
-def run_pipeline(path: str, name: str, conditions: tuple[str, ...]) -> Reference:
-    """Run the pipeline of a checkpoint at RESOLUTION and record its first two steps."""
+def run_pipeline(
+    path: str, name: str, conditions: tuple[str, ...], grid: Sequence[int] | Literal["own"] | None = None
+) -> Reference:
+    """Run the pipeline of a checkpoint at RESOLUTION for four steps and record the first two.
+
+    Args:
+        grid: timesteps that a flow model visits; "own" for those of its scheduler, None for whole ones.
+    """
     import diffusers
 
     pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(path)
@@ -115,12 +127,15 @@ def run_pipeline(path: str, name: str, conditions: tuple[str, ...]) -> Reference
         pipeline.default_sample_size = RESOLUTION // pipeline.vae_scale_factor
     scheduler = pipeline.scheduler
     is_flow = scheduler.config.get("prediction_type", "flow_prediction") == "flow_prediction"  # none: a FlowMatch...
-    if type(scheduler).__name__.startswith("FlowMatch"):  # whole timesteps
+    if isinstance(grid, Sequence) and grid != "own":
+        pipeline.scheduler = scheduler = _euler_on(grid)
+    elif grid is None and type(scheduler).__name__.startswith("FlowMatch"):  # whole timesteps
         scheduler = type(scheduler).from_config(scheduler.config, shift=1.0, use_dynamic_shifting=False)
         pipeline.scheduler = scheduler
     denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
     calls: list[dict[str, Any]] = []
     predicted: list[Tensor] = []
+    after: list[Tensor] = []
     signature = inspect.signature(type(denoiser).forward)
     step = scheduler.step
 
@@ -131,7 +146,9 @@ def run_pipeline(path: str, name: str, conditions: tuple[str, ...]) -> Reference
 
     def record_step(output: Tensor, *args: Any, **kwargs: Any) -> Any:
         predicted.append(output.clone())
-        return step(output, *args, **kwargs)
+        found = step(output, *args, **kwargs)
+        after.append(found[0] if isinstance(found, tuple) else found.prev_sample)
+        return found
 
     scheduler.step = record_step
     handle = denoiser.register_forward_pre_hook(record, with_kwargs=True)
@@ -168,7 +185,20 @@ def run_pipeline(path: str, name: str, conditions: tuple[str, ...]) -> Reference
         values=["", "", *plain] if guided else plain,
         guidance=3.5 if guided else None,
         steps=steps,
+        latents=latent(after[-1]),
+        grid=tuple(float(t) for t in scheduler.timesteps),
     )
+
+
+def _euler_on(grid: Sequence[int]) -> Any:
+    """Make a scheduler of diffusers that visits given timesteps, whatever its pipeline asks for."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    class Fixed(FlowMatchEulerDiscreteScheduler):
+        def set_timesteps(self, n: int | None = None, device: Any = None, sigmas: Any = None, mu: Any = None) -> None:
+            super().set_timesteps(sigmas=[t / 1000 for t in grid], device=device)
+
+    return Fixed()
 
 
 def _prompts(name: str) -> list[str]:
@@ -291,6 +321,32 @@ def check_prediction(case: Case) -> None:
             without, with_condition = value.chunk(2)
             value = without + reference.guidance * (with_condition - without)
         assert_same(value, step.predicted, f"{case.name}, prediction at t={step.t}")
+
+
+def check_sampling(case: Case) -> None:
+    """A flow model that takes prompts is sampled as by its pipeline: at its noise levels, up to 1, with its latents."""
+    spec = case.info.spec
+    if spec.prediction != "flow" or "caption" not in spec.conditions:
+        return
+    own = run_pipeline(case.path, case.name, spec.conditions, "own")
+    config = PromptExtraction(
+        backbone=BackboneConfig(path=case.path, device="cpu", channels_last=False),
+        prompts="unused.txt",
+        features=PromptFeaturesConfig(
+            taps=case.blocks[:1], timesteps=(1000,), keep=("latents",), resolution=RESOLUTION, pool="none"
+        ),
+        sampling=SamplingConfig(steps=4, guidance=own.guidance and own.guidance - 1),
+    )
+    model = PromptFeatures.from_config(config)
+    grid = model.plan.grid
+    assert max(abs(a - b) for a, b in zip(grid, own.grid, strict=True)) <= 1, f"{case.name}: {grid} for {own.grid}"
+    reference = run_pipeline(case.path, case.name, spec.conditions, grid)
+    prompts = [str(value) for value in reference.values[-len(reference.steps[0].sample) :]][-2:]
+    noise = dict(zip([start_key(i) for i in (0, 1)], reference.steps[0].sample[-2:], strict=True))
+    with patch.object(prompt_features, "noise_for", lambda seed, key, *further: noise[key]):
+        found = model(prompts, [0, 1])["latents@t0:caption:none"]
+    assert reference.latents is not None
+    assert_same(found, reference.latents, f"{case.name}, latents after four steps")
 
 
 def check_inner_taps(case: Case) -> None:
@@ -432,6 +488,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "prediction": check_prediction,
     "inner_taps": check_inner_taps,
     "resolutions": check_resolutions,
+    "sampling": check_sampling,
 }
 """Checks against the reference, by name; families in NO_REFERENCE have `resolutions` alone."""
 

@@ -39,6 +39,10 @@ class Reference:
     values: list[str | int]
     guidance: float | None
     steps: list[Step]
+    latents: Tensor | None = None
+    """What the pipeline's last step returned."""
+    grid: tuple[float, ...] = ()
+    """Timesteps that the pipeline visited."""
 
 
 def sit(path: str) -> Reference:

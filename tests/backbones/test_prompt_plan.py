@@ -80,8 +80,21 @@ def test_models_without_prompts_are_refused(family: Any, tmp_path: Path) -> None
         plan(family.tiny(tmp_path / "model"), taps=("*",))
 
 
-def test_pixels_and_flow_models_are_refused(tmp_path: Path) -> None:
+def test_pixels_are_refused() -> None:
     with pytest.raises(ConfigError, match="takes no prompts"):
         plan("pixels", taps=("pixels",))
-    with pytest.raises(ConfigError, match="flow model"):
-        plan(sd3.tiny(tmp_path / "sd3"), taps=("transformer_blocks.0",))
+
+
+def test_samplers_and_shifts_are_those_of_the_kind_of_model(tiny_sd: Path, tmp_path: Path) -> None:
+    flow = sd3.tiny(tmp_path / "sd3")
+    taps = ("transformer_blocks.0",)
+    assert plan(flow, taps=taps, timesteps=(1000,)).sampler == "euler" and plan(tiny_sd).sampler == "ddim"
+    with pytest.raises(ConfigError, match=r"sampler=ddim(?s:.*)flow model(?s:.*)sampler=euler"):
+        plan(flow, {"sampler": "ddim"}, taps=taps)
+    with pytest.raises(ConfigError, match=r"sampling.shift=3 has no effect(?s:.*)not a flow model"):
+        plan(tiny_sd, {"shift": 3.0})
+    with pytest.raises(BadTimestep, match="sampling.sampler=euler"):
+        plan(flow, taps=taps, timesteps=(999,))
+    for shift in (0.0, float("inf")):
+        with pytest.raises(ConfigError, match="shift"):
+            SamplingConfig(shift=shift)

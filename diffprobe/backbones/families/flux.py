@@ -181,6 +181,12 @@ class Flux(TextBackbone):
         super().__init__(denoiser, vae, texts, encode, prediction=prediction)
         self._guidance = guidance
 
+    def embed_guidance(self, scale: float) -> None:
+        """Give a transformer with distilled guidance another scale. Raises: ConfigError for one that takes none."""
+        if self._guidance is None:
+            super().embed_guidance(scale)
+        self._guidance = scale
+
     def denoise(self, x_t: FeatureMap, timesteps: Int[Tensor, " rows"], condition: Condition) -> Prediction:
         """Run the transformer once."""
         output = _run(self.denoiser, x_t, timesteps.float() / 1000, condition, self._guidance)[0]

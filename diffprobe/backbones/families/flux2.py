@@ -171,6 +171,12 @@ class Flux2(TextBackbone):
         super().__init__(denoiser, vae, {"text_encoder": text}, encode, prediction=prediction)
         self._guidance = guidance
 
+    def embed_guidance(self, scale: float) -> None:
+        """Give a transformer with distilled guidance another scale. Raises: ConfigError for one that takes none."""
+        if self._guidance is None:
+            super().embed_guidance(scale)
+        self._guidance = scale
+
     def denoise(self, x_t: FeatureMap, timesteps: Int[Tensor, " rows"], condition: Condition) -> Prediction:
         """Run the transformer once."""
         times = timesteps.to(x_t.dtype) / 1000
