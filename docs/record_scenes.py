@@ -22,6 +22,8 @@ from diffprobe.runs.tables import build_table
 
 DOCS = Path(__file__).resolve().parent
 TWINS = ("scenes-sd", "scenes-sd-permuted")
+DIRECTIONS = {**dict.fromkeys(TWINS, "scenes"), "scenes-flow": "scenes_flow"}
+"""Model with an evaluation of directions -> folder of its experiment."""
 KINDS = {"backbone_eval": "evaluation", "rates_eval": "rates", "steering_eval": "steering"}
 """Kind of a result -> name of its file below docs/results/<twin>."""
 END = "<!-- end of tables -->"
@@ -37,7 +39,7 @@ def card(name: str) -> Path:
 
 
 def directions_of(name: str) -> Path:
-    """Return the file of the first table of `eval directions` of a twin."""
+    """Return the file of the first table of `eval directions` of a model."""
     return DOCS / "results" / name / "directions.txt"
 
 
@@ -51,7 +53,7 @@ def tables() -> dict[str, str]:
     found = {f"{name}/evaluation": backbone_tables(recorded(name, "evaluation")) for name in TWINS}
     certificates = [(path.stem.replace("-", " "), read_result(path)) for path in sorted(CERTIFICATES.glob("*.json"))]
     rates = rate_tables([recorded(name, "rates") for name in TWINS])
-    kept = {"layers": LAYERS, **{f"{name}/directions": directions_of(name) for name in TWINS}}
+    kept = {"layers": LAYERS, **{f"{name}/directions": directions_of(name) for name in DIRECTIONS}}
     found |= {name: path.read_text("utf-8") for name, path in kept.items()}
     found |= steered()
     return {**found, "rates": rates, "certificates": certificate_tables(certificates)}
@@ -114,7 +116,8 @@ def record_layers(runs: Path) -> None:
 
 def record_directions(runs: Path) -> None:
     """Keep the first table of each evaluation of directions."""
-    for path in sorted((runs / "scenes" / "directions").glob("*/tables.md")):
+    found = {path for folder in DIRECTIONS.values() for path in (runs / folder / "directions").glob("*/tables.md")}
+    for path in sorted(found):
         lines = path.read_text("utf-8").splitlines()
         first = next(number for number, line in enumerate(lines) if line.startswith("|"))
         rows = list(takewhile(lambda line: line.startswith("|"), lines[first:]))

@@ -49,7 +49,10 @@ class PromptFeatures:
             warn_slow_bfloat16("backbone.dtype=bfloat16", "backbone.dtype=float32")
         self._dtype = DTYPES[config.dtype]
         checkpoint, short = plan.read.checkpoint, explain_oom("while the weights were loaded", fix="a smaller dtype")
-        options = LoadOptions(dtype=self._dtype, random_seed=plan.read.random_seed, images=False)
+        options = LoadOptions(
+            dtype=self._dtype, random_seed=plan.read.random_seed, images=False,
+            offload_blocks=config.offload == "blocks", quantize=config.quantize,
+        )  # fmt: skip
         with module_limit(config.max_modules), short:
             backbone = load_whole(checkpoint, plan.read.family, plan.spec, options)
             self._vae: VaeDecoder | None = None

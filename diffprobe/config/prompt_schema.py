@@ -102,7 +102,7 @@ class PromptExtraction:
     def __post_init__(self) -> None:
         backbone, sampling = self.backbone, self.sampling
         idle = [name for name in ("compile", "clean_input") if getattr(backbone, name)]
-        held = {"part": "denoiser", "offload": "none", "cpu_kernels": "mkl", "quantize": "none"}
+        held = {"part": "denoiser", "cpu_kernels": "mkl"}
         other = [f"backbone.{name}={getattr(backbone, name)}" for name in held if getattr(backbone, name) != held[name]]
         if idle or other:
             name = f"backbone.{idle[0]}=true" if idle else other[0]

@@ -74,7 +74,7 @@ class DirectionsEvaluation:
     guidance: float = 2.0
     """Added to the scale of classifier-free guidance: 0 is none (scale 1 in diffusers), 2 is scale 3."""
     sampling_steps: int = 20
-    """DDIM steps."""
+    """Sampling steps: DDIM, or Euler for a flow model."""
     seeds: int = 3
     """Samples per prompt: sample s of all prompts starts from the same noise, and is noised again with the same."""
     contexts_per_role: int = 1

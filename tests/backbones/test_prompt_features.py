@@ -276,3 +276,17 @@ def test_images_are_decoded_only_where_they_were_asked_for(folder_of: Callable[[
     model = PromptFeatures.from_config(config_of(folder_of("sd"), {}, timesteps=(999,)))
     with pytest.raises(ConfigError, match="decoder"):
         model.decode(torch.zeros(1, *model.plan.spec.latent_shape))
+
+
+def test_blocks_that_stay_in_files_give_the_same_features(folder_of: Callable[[str], Path]) -> None:
+    def read(name: str, tap: str, **backbone: Any) -> dict[str, Tensor]:
+        settings = {"timesteps": (999,), "reread": (20,), "keep": ("latents",), "taps": (tap,)}
+        model = PromptFeatures.from_config(
+            config_of(folder_of(name), {"guidance": 2.0}, {"channels_last": False, **backbone}, **settings)
+        )
+        return model(PROMPTS, NUMBERS)
+
+    for name, tap in (("sd", "mid_block"), ("pixart", "transformer_blocks.1")):
+        whole = read(name, tap)
+        for cell, value in read(name, tap, offload="blocks").items():
+            assert value.equal(whole[cell]), cell

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.families import dit
+from diffprobe.backbones.families import dit, sd3
 from diffprobe.backbones.plan import make_configs, make_plan
+from diffprobe.backbones.prompt_features import PromptFeatures
 from diffprobe.backbones.quantized import linear_layers, packed_bytes, planned_bytes, quantize
 from diffprobe.config.parse import parse
 from diffprobe.config.prompt_schema import PromptExtraction
@@ -156,15 +157,27 @@ def test_settings_that_clash_are_refused(changes: dict[str, Any], named: str) ->
         BackboneConfig(path="x", quantize="int8", **changes)
 
 
-def test_it_is_refused_where_it_has_no_effect_or_generates(folder: str) -> None:
+def test_it_is_refused_where_it_has_no_effect() -> None:
     with pytest.raises(ConfigError, match="no effect"):
         make_plan(*make_configs("pixels", {"taps": ["pixels"], "timesteps": [0], "quantize": "int8"}))
-    tree = {
-        "backbone": {"path": folder, "quantize": "fp8"}, "prompts": "x.txt",
-        "features": {"taps": ["mid_block"], "timesteps": [100]},
-    }  # fmt: skip
-    with pytest.raises(ConfigError, match="quantize"):
-        parse(PromptExtraction, tree)
+
+
+@pytest.mark.parametrize("how", FORMATS)
+def test_prompts_are_sampled_with_the_quantised_denoiser(tmp_path: Path, how: str) -> None:
+    pytest.importorskip("torchao")
+    folder = str(sd3.tiny(tmp_path / "sd3"))
+
+    def latents(form: str) -> torch.Tensor:
+        tree = {
+            "backbone": {"path": folder, "quantize": form, "device": "cpu"}, "prompts": "x.txt",
+            "features": {"taps": ["transformer_blocks.0"], "timesteps": [1000], "keep": ["latents"], "resolution": 32},
+            "sampling": {"steps": 4},
+        }  # fmt: skip
+        model = PromptFeatures.from_config(parse(PromptExtraction, tree))
+        return model(["a red cat"], [0])["latents@t0:caption:none"]
+
+    whole, found = latents("none"), latents(how)
+    assert 0 < float((found - whole).norm() / whole.norm()) < 0.2
 
 
 def test_without_the_library_the_message_names_it(
