@@ -5,6 +5,7 @@ Here each is rounded to the nearest one, by at most half a timestep, so that a c
 means for images. The steps go between the rounded levels: nothing but the grid differs from the pipeline.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffprobe.backbones.plan import ReadPlan
+from diffprobe.backbones.samplers import scheduler_config
+from diffprobe.backbones.taps import trace_spec
 from diffprobe.core.errors import ConfigError
 from diffprobe.core.foreign import naming
 
@@ -57,6 +61,16 @@ class FlowSampler:
             generators: not used; the steps add no noise.
         """
         return latents + (self._levels[step + 1] - self._levels[step]) * predicted
+
+
+def flow_grid(plan: ReadPlan, steps: int, *, shift: float | None = None) -> tuple[int, ...]:
+    """Return the timesteps that sampling a backbone visits, as `flow_timesteps`. Raises: what that raises."""
+    spec = plan.spec
+    size = trace_spec(spec, count=False).taps[spec.blocks[0]].size
+    return flow_timesteps(
+        scheduler_config(plan.checkpoint), steps, shift=shift, n_tokens=math.prod(size), family=spec.family,
+        where=plan.checkpoint.name,
+    )  # fmt: skip
 
 
 def flow_timesteps(

@@ -1,6 +1,6 @@
 """Replace the output of one tap while the denoiser runs, by features put back into the map they were read from."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -99,35 +99,31 @@ def replaced(
 ) -> Iterator[None]:
     """Replace the map of a tap in every pass by what `change` returns.
 
-    A module may hand its output on twice (a down block: to the next block, and to the up blocks as their skip); it is
-    replaced wherever it occurs in the output. Other tensors of the output stay.
+    Text tokens beside those of the image stay, as do other tensors of the output.
 
     Args:
         network: the denoiser.
         tap: module path.
-        layout: where the image is in its output; of tuples the first part.
+        layout: where the image is in its output.
         change: None leaves the map as it is.
-    Raises: ConfigError for a tap that is not a module, or (in the pass, since only the output shows it) for one that
-        outputs text, heads or channels in another order.
+    Raises: ConfigError for a tap that is not a module, or (in the pass, since only the output shows it) for one whose
+        output is split into heads; RunFailed for one without an image.
     """
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         x = layout.image(output, tap)
-        stream = _stream(output)
-        if x is None or stream is None:
+        if x is None:
             raise RunFailed(f"tap '{tap}' gave no feature map.", f"got: {type(output).__name__}")
-        is_tokens = x is not stream
-        if is_tokens and not _same(x.flatten(2).transpose(1, 2), stream):
-            raise ConfigError(
-                f"the output of tap '{tap}' cannot be put back: it is neither a map nor a row of image tokens.",
-                "choose a whole block, or a transformer block",
-            )
         new = change(x)
         if new is None:
             return None
-        if is_tokens:
-            new = torch.empty_like(stream).copy_(new.flatten(2).transpose(1, 2))
-        return _exchange(output, stream, new)
+        placed = layout.with_image(output, tap, new)
+        if placed is None:
+            raise ConfigError(
+                f"the output of tap '{tap}' cannot be put back: it is split into heads.",
+                "choose a whole block, or a transformer block",
+            )
+        return placed
 
     if tap not in dict(network.named_modules()):
         raise ConfigError(f"'{tap}' is not a module of the network, so its output cannot be replaced.")
@@ -136,27 +132,3 @@ def replaced(
         yield
     finally:
         handle.remove()
-
-
-def _stream(output: Any) -> Tensor | None:
-    if isinstance(output, Mapping):
-        output = tuple(output.values())
-    if isinstance(output, (tuple, list)):
-        output = output[0] if output else None
-    return output if isinstance(output, Tensor) else None
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors are the same numbers in the same memory."""
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
-
-
-def _exchange(output: Any, old: Tensor, new: Tensor) -> Any:
-    """Put `new` in place of the tensor object `old`, wherever it occurs."""
-    if output is old:
-        return new
-    if isinstance(output, Mapping):
-        return type(output)(**{name: _exchange(value, old, new) for name, value in output.items()})
-    if isinstance(output, (tuple, list)):
-        return type(output)(_exchange(value, old, new) for value in output)
-    return output

@@ -36,6 +36,18 @@ class RowTexts:
             return tokens[:, : self.n_image]
         return torch.stack([row[n : n + self.n_image] for row, n in zip(tokens, self.lengths, strict=True)])
 
+    def with_image(
+        self, tokens: Float[Tensor, "batch tokens channels"], image: Float[Tensor, "batch image channels"]
+    ) -> Float[Tensor, "batch tokens channels"]:
+        """Return the tokens with those of the image replaced."""
+        found = tokens.clone()
+        if self.start is not None:
+            found[:, : self.n_image] = image
+            return found
+        for row, new, n in zip(found, image, self.lengths, strict=True):
+            row[n : n + self.n_image] = new
+        return found
+
     def text(self, tokens: Float[Tensor, "batch tokens ..."], n_text: int) -> Float[Tensor, "batch text ..."]:
         """Return the tokens of the text, filled up to `n_text` with zeros."""
         found = tokens.new_zeros(len(tokens), n_text, *tokens.shape[2:])
@@ -121,7 +133,7 @@ class OutputLayout:
         Tokens `[batch, tokens, channels]` are laid out on the grid that divides the input evenly.
         Returns: None if the output holds no image.
         """
-        output = _stream(output, 1 if _fits(self.image_second, path) else 0)
+        output = _stream(output, self._place(path))
         if output is not None and output.ndim == 5 and _fits(self.channels_last, path):
             return output[:, 0].movedim(-1, 1)
         if output is not None and output.ndim == 5 and _fits(self.frame_third, path):
@@ -135,11 +147,54 @@ class OutputLayout:
         if _fits(self.channels_first, path):
             output = output.transpose(1, 2)
         if _fits(self.joint, path):
-            own = slice(0, -self.n_text) if self.image_first else slice(self.n_text, None)
-            output = output[:, own] if self.row_texts is None else self.row_texts.image(output)
+            output = output[:, self._own] if self.row_texts is None else self.row_texts.image(output)
         elif self.row_texts is not None and _fits(self.filled, path):
             output = self.row_texts.image(output)
         return self.on_grid(output)
+
+    def with_image(self, output: Any, path: str, image: FeatureMap) -> Any:
+        """Return a module's output with another image in the place of that which `image` finds; the rest stays.
+
+        A tensor that occurs in the output more than once (a map that a down block hands on as a skip, too) is replaced
+        wherever it occurs.
+
+        Args:
+            image: of the shape that `image` returns.
+        Returns: None if the output holds no image, or one that is split into heads.
+        """
+        old = _stream(output, self._place(path))
+        if old is None or self.image(output, path) is None or _fits(self.heads, path):
+            return None
+        if old.ndim == 5:
+            new = image.movedim(1, -1)[:, None] if _fits(self.channels_last, path) else image[:, :, None]
+        elif old.ndim == 4:
+            new = image
+        else:
+            turned = _fits(self.channels_first, path)
+            new = self._with_tokens(old.transpose(1, 2) if turned else old, path, image.flatten(2).transpose(1, 2))
+            new = new.transpose(1, 2) if turned else new
+        if new.stride() != old.stride():  # in the layout of the old one: another one would round differently
+            new = torch.empty_like(old).copy_(new)
+        return _exchange(output, old, new)
+
+    def _with_tokens(self, tokens: Tensor, path: str, image: Tensor) -> Tensor:
+        joint = _fits(self.joint, path)
+        if self.row_texts is not None and (joint or _fits(self.filled, path)):
+            return self.row_texts.with_image(tokens, image)
+        if not joint:
+            return image
+        found = tokens.clone()
+        found[:, self._own] = image
+        return found
+
+    @property
+    def _own(self) -> slice:
+        """Tokens of the image in a joint sequence."""
+        return slice(0, -self.n_text) if self.image_first else slice(self.n_text, None)
+
+    def _place(self, path: str) -> int:
+        """Return the place of the image in a tuple."""
+        return 1 if _fits(self.image_second, path) else 0
 
     def text(self, output: Any, path: str) -> FeatureMap | None:
         """Return the text in a joint module's output as `[batch, channels, text tokens, 1]`, without registers.
@@ -164,6 +219,17 @@ def _stream(output: Any, index: int) -> Tensor | None:
     if isinstance(output, (tuple, list)):
         output = output[index] if len(output) > index else None
     return output if isinstance(output, Tensor) else None
+
+
+def _exchange(output: Any, old: Tensor, new: Tensor) -> Any:
+    """Put `new` in place of the tensor object `old`, wherever it occurs."""
+    if output is old:
+        return new
+    if isinstance(output, Mapping):
+        return type(output)(**{name: _exchange(value, old, new) for name, value in output.items()})
+    if isinstance(output, (tuple, list)):
+        return type(output)(_exchange(value, old, new) for value in output)
+    return output
 
 
 def _fits(pattern: str | None, path: str) -> bool:

@@ -14,13 +14,12 @@ import torch
 from diffprobe.backbones.base import BackboneSpec
 from diffprobe.backbones.cell import Cell, parse_pool
 from diffprobe.backbones.families.pixels import SIDE as PIXEL_SIDE
-from diffprobe.backbones.flow_sampler import FLOW_SAMPLER, FlowSampler, flow_timesteps
+from diffprobe.backbones.flow_sampler import FLOW_SAMPLER, FlowSampler, flow_grid
 from diffprobe.backbones.parts import LATENTS
 from diffprobe.backbones.parts import SIDE as LATENT_SIDE
 from diffprobe.backbones.plan import ReadPlan, make_plan
 from diffprobe.backbones.pool import pooled_width
 from diffprobe.backbones.samplers import SAMPLERS, Sampler, check_timesteps, make_sampler, scheduler_config
-from diffprobe.backbones.taps import trace_spec
 from diffprobe.config.prompt_schema import PromptExtraction, SamplingConfig
 from diffprobe.config.schema import FeaturesConfig
 from diffprobe.core.errors import ConfigError
@@ -65,7 +64,7 @@ class PromptPlan:
     @property
     def is_distilled(self) -> bool:
         """Whether the network takes the guidance scale as input."""
-        return _distilled(self.spec) is not None
+        return distilled_guidance(self.spec) is not None
 
     @property
     def is_guided(self) -> bool:
@@ -140,7 +139,7 @@ class PromptPlan:
         sampling, guided = self.sampling, self.is_guided or self.is_distilled
         conditions = dict.fromkeys(cell.condition for cell in self.cells)
         conditioning = dict(self.spec.conditioning)
-        distilled = _distilled(self.spec)
+        distilled = distilled_guidance(self.spec)
         if distilled is not None:
             conditioning[distilled] = 1 + self.guidance
         reread = () if self.reread is None else self.reread.timesteps
@@ -188,7 +187,7 @@ def plan_prompts(config: PromptExtraction, *, cached_only: bool = False) -> Prom
     sampler = _sampler_name(read.spec, sampling)
     grid = _grid(read, sampler, sampling, scheduler)
     check_timesteps(asked.timesteps, grid, name=sampler)
-    distilled = _distilled(read.spec)
+    distilled = distilled_guidance(read.spec)
     guidance = sampling.guidance
     if guidance is None:
         guidance = 0.0 if distilled is None else read.spec.conditioning[distilled] - 1
@@ -216,7 +215,7 @@ def _require_prompts(plan: ReadPlan) -> None:
         )
 
 
-def _distilled(spec: BackboneSpec) -> str | None:
+def distilled_guidance(spec: BackboneSpec) -> str | None:
     """Return the key of the guidance scale that a network receives; None for one that receives none."""
     return next((key for key in _DISTILLED if spec.conditioning.get(key) is not None), None)
 
@@ -240,11 +239,7 @@ def _sampler_name(spec: BackboneSpec, sampling: SamplingConfig) -> str:
 
 def _grid(read: ReadPlan, name: str, sampling: SamplingConfig, scheduler: dict[str, Any]) -> tuple[int, ...]:
     """Return the timesteps that are visited, the noisiest first. Raises: ConfigError, WeightsMismatch."""
-    spec, where = read.spec, read.checkpoint.name
-    if spec.prediction != "flow":
-        return make_sampler(name, scheduler, sampling.steps, where=where, device=torch.device("cpu")).timesteps
-    traced = trace_spec(spec, count=False)
-    return flow_timesteps(
-        scheduler, sampling.steps, shift=sampling.shift, n_tokens=math.prod(traced.taps[spec.blocks[0]].size),
-        family=spec.family, where=where,
-    )  # fmt: skip
+    if read.spec.prediction == "flow":
+        return flow_grid(read, sampling.steps, shift=sampling.shift)
+    where = read.checkpoint.name
+    return make_sampler(name, scheduler, sampling.steps, where=where, device=torch.device("cpu")).timesteps

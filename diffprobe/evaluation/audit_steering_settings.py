@@ -14,7 +14,7 @@ class AuditSteering:
     """Settings of the steering of an audit: images of some subjects, with the direction of each axis added."""
 
     generator: str
-    """StableDiffusionPipeline that is steered, the one whose latents the audit reads: a folder, or the name of a
+    """Text-to-image model that is steered, the one whose latents the audit reads: a folder, or the name of a
     shipped model."""
     reader: str | None = None
     """Reader of images of the world of `scenes`: `scenes-reader`, or the folder of a finished run of kind
@@ -46,7 +46,7 @@ class AuditSteering:
     guidance: float = 0.0
     """Added to the scale of classifier-free guidance: 0 is none (scale 1 in diffusers)."""
     sampling_steps: int = 20
-    """DDIM steps."""
+    """Sampling steps: DDIM, or Euler for a flow model."""
     shown: int = 4
     """Images of each strength on the page."""
     neighbours: int = 5

@@ -65,7 +65,7 @@ class SteerConfig:
     """Settings of `diffprobe steer`."""
 
     generator: str = ""
-    """StableDiffusionPipeline that draws: a folder, or the name of a shipped model."""
+    """Text-to-image model that draws: a folder, or the name of a shipped model."""
     store: str = ""
     """Folder of a feature store of real images, with the cell of the direction or of the autoencoder."""
     latent: int | tuple[int, ...] | None = None
@@ -92,7 +92,7 @@ class SteerConfig:
     guidance: float = 0.0
     """Added to the scale of classifier-free guidance: 0 is none (scale 1 in diffusers)."""
     sampling_steps: int = 20
-    """DDIM steps."""
+    """Sampling steps: DDIM, or Euler for a flow model."""
     n_random: int = 3
     """Controls that are steered, too: random directions of equal norm, latents of equal density, or other neurons."""
     neighbours: int = 5
@@ -105,7 +105,7 @@ class SteerConfig:
     """Seed of noise, random directions and resamples."""
 
     def __post_init__(self) -> None:
-        for name, what in (("generator", "FOLDER of a StableDiffusionPipeline"), ("store", "FOLDER")):
+        for name, what in (("generator", "FOLDER of a text-to-image model"), ("store", "FOLDER")):
             if not getattr(self, name):
                 raise ConfigError(f"steering needs a {name}.", fix=f"{name}={what}")
         if not self.prompts or len(set(self.prompts)) < len(self.prompts):
@@ -163,7 +163,7 @@ def steer(folder: Path | str, config: SteerConfig, *, output: Path | str = "runs
 
     Returns: the numbers and the path of the result.
     Raises: StoreMismatch and SplitLeak as `decode.require_match`, and for a generator with another network than the
-        store; WeightsMismatch for one that is not a StableDiffusionPipeline; ConfigError for latents or neurons of a
+        store; WeightsMismatch for one that takes no prompts; ConfigError for latents or neurons of a
         direction, a run without either, or more of them than there are, a tap that cannot be replaced, or another
         direction of another cell; EmptyClass for too few samples or a latent that is never active; NonFinite.
     """

@@ -1,4 +1,4 @@
-"""Open a StableDiffusionPipeline whose images are generated with an edit at the tap of one cell.
+"""Open a text-to-image model whose images are generated with an edit at the tap of one cell.
 
 Finished images can be noised again and read in that cell, so that neither prompt nor edit is in the features.
 """
@@ -16,10 +16,12 @@ from torch import Tensor
 from diffprobe.backbones.base import Checkpoint
 from diffprobe.backbones.cell import Cell
 from diffprobe.backbones.extractor import DiffusionFeatures
-from diffprobe.backbones.families import sd_unet
+from diffprobe.backbones.families import describe
+from diffprobe.backbones.flow_sampler import flow_grid
 from diffprobe.backbones.library_logging import quiet_libraries
 from diffprobe.backbones.locate import locate
 from diffprobe.backbones.plan import ReadPlan, make_configs, make_plan
+from diffprobe.backbones.prompt_plan import CONDITIONAL, distilled_guidance
 from diffprobe.backbones.vae import VaeDecoder
 from diffprobe.core.errors import ConfigError, WeightsMismatch
 from diffprobe.evaluation.kept_draws import KeptDraws
@@ -38,7 +40,7 @@ _AT_ONCE = 64
 
 
 class SteeredPlan(NamedTuple):
-    """A pipeline that was found and checked; its weights are not loaded."""
+    """A model that was found and checked; its weights are not loaded."""
 
     checkpoint: Checkpoint
     """Where its files are."""
@@ -53,33 +55,33 @@ def plan_steered(generator: str, cell: Cell, *, fix: str) -> SteeredPlan:
         generator: folder, or the name of a shipped model.
         fix: what a user does about a model of another class.
 
-    Raises: WeightsMismatch for a model that is not a StableDiffusionPipeline; UnknownTap; ConfigError for a tap or
-        pooling that cannot be replaced.
+    Raises: WeightsMismatch for a model that takes no prompts; UnknownTap; ConfigError for a tap or pooling that cannot
+        be replaced.
     """
     checkpoint = locate(generator)
-    if checkpoint.folder is None or not sd_unet.matches(checkpoint.index):
-        raise WeightsMismatch(
-            f"generator='{generator}' is a {checkpoint.index.get('_class_name')}, not a StableDiffusionPipeline.",
-            fix=fix,
-        )
-    options = {"taps": [cell.tap], "timesteps": [cell.timestep], "pool": cell.pool, "condition": "caption"}
+    _, spec = describe(checkpoint, None)
+    if checkpoint.folder is None or CONDITIONAL not in spec.conditions:
+        raise WeightsMismatch(f"generator='{generator}' (family {spec.family}) takes no prompts.", fix=fix)
+    options = {"taps": [cell.tap], "timesteps": [cell.timestep], "pool": cell.pool, "condition": CONDITIONAL}
     plan = make_plan(*make_configs(generator, options))
     require_replaceable(plan)
     return SteeredPlan(checkpoint, plan)
 
 
 class SteeredModel:
-    """The loaded pipeline: the same prompts and noise for every edit and strength.
+    """The loaded model: the same prompts and noise for every edit and strength.
 
     Args:
         planned: what `plan_steered` returned.
         cell: cell of the edits.
         prompts: prompt of each image.
         keys: with `seed`, they fix the noise that each image starts from.
-        sampling_steps: DDIM steps.
+        sampling_steps: sampling steps: DDIM, or Euler at the noise levels of its pipeline for a flow model.
         guidance: added to the scale of classifier-free guidance: 0 is none.
         window: smallest and largest timestep at which an edit acts; None for all.
         edits_unconditional: whether it acts on both passes of guidance.
+
+    Raises: ConfigError for guidance of a model that has it distilled into one pass.
     """
 
     def __init__(
@@ -88,13 +90,21 @@ class SteeredModel:
     ) -> None:  # fmt: skip
         plan = planned.plan
         self._cell, self._window = cell, window
+        if guidance and distilled_guidance(plan.spec) is not None:
+            raise ConfigError(
+                f"guidance={guidance:g}: '{plan.checkpoint.name}' has guidance distilled into one pass.",
+                fix="guidance=0",
+            )
+        if plan.spec.prediction == "flow":
+            steps = flow_grid(plan, sampling_steps)
+        else:
+            steps = sampling_timesteps(sampling_steps, plan.schedule.n_timesteps)
         with quiet_libraries():
             network = InterventionNetwork(plan)
             self._decode = VaeDecoder.from_folder(planned.checkpoint.part("vae"))
         self._sampler = PromptSampler(
-            network, prompts, keys, sampling_timesteps(sampling_steps, plan.schedule.n_timesteps), 1.0 + guidance, seed,
-            edits_unconditional=edits_unconditional,
-        )  # fmt: skip
+            network, prompts, keys, steps, 1.0 + guidance, seed, edits_unconditional=edits_unconditional
+        )
 
     def latents(self, edit: Edit, strengths: Sequence[float]) -> list[Float[Tensor, "image channels height width"]]:
         """Return the finished latents of each strength. Raises: as `steered_latents`."""
@@ -118,7 +128,7 @@ class SteeredReader:
     """A model that is steered at the tap of a cell, and that reads its own images in this cell.
 
     Args:
-        generator: StableDiffusionPipeline: a folder, or the name of a shipped model.
+        generator: text-to-image model: a folder, or the name of a shipped one.
         cell: of the edits.
         prompts: prompt of each image.
         keys: of each image; with `seed`, they fix the noise that it starts from, and that of the reading.
@@ -149,7 +159,7 @@ class SteeredReader:
             raise ConfigError(
                 f"cell '{read.name}' is read under the condition '{read.condition}'.", "allowed: empty, caption"
             )
-        planned = plan_steered(generator, cell, fix="generator=FOLDER of a StableDiffusionPipeline")
+        planned = plan_steered(generator, cell, fix="generator=FOLDER of a text-to-image model")
         self.digest, (self.width,) = checkpoint_digest(generator), set(planned.plan.widths.values())
         self._model = SteeredModel(
             planned, cell, self._prompts, self._keys, sampling_steps=sampling_steps, guidance=guidance, seed=seed,

@@ -206,7 +206,7 @@ class _Steered:
             )
         self._pool = opened.cell.pool if Splice(opened.cell.pool).is_pooled else "mean"
         self._reader = reader
-        planned = plan_steered(config.model, opened.cell, fix="model=FOLDER of a StableDiffusionPipeline of the world")
+        planned = plan_steered(config.model, opened.cell, fix="model=FOLDER of a text-to-image model of the world")
         if planned.plan.resolution != self._reader.resolution:
             raise ConfigError(
                 f"model '{config.model}' draws {planned.plan.resolution} pixels, the reader reads "

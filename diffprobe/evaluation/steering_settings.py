@@ -54,7 +54,7 @@ class SteeringEvaluation:
     guidance: float = 0.0
     """Added to the scale of classifier-free guidance: 0 is none. Taps are edited on the pass with the prompt."""
     sampling_steps: int = 10
-    """DDIM steps."""
+    """Sampling steps: DDIM, or Euler for a flow model."""
     neighbours: int = 5
     """Nearest training samples whose mean distance is that of an image from them."""
     n_resamples: int = 1000

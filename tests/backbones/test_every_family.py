@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from diffprobe.backbones.extractor import DiffusionFeatures
+from diffprobe.backbones.intervention import replaced
 from diffprobe.backbones.taps import backbone_info
 from diffprobe.core.errors import BadTimestep, ConfigError, UnknownTap
 from diffprobe.core.registry import FAMILIES
-from tests.backbones.contract import CHECKS, RESOLUTION, Case, checks_of, make_case
+from tests.backbones.contract import CHECKS, NO_REFERENCE, RESOLUTION, Case, checks_of, denoise, make_case, open_whole
 from tests.backbones.plans import plan_for
 
 KEYS = ["a/0", "b.1", "c"]
@@ -63,6 +64,25 @@ def n_parameters(features: DiffusionFeatures) -> int:
 def test_the_contract_is_kept(check: str, case: Case) -> None:
     if check in checks_of(case.name):
         CHECKS[check](case)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_each_block_can_be_replaced(case: Case) -> None:
+    """By itself, which changes no bit, and by another image, which changes the prediction; texts beside it stay."""
+    if case.name in NO_REFERENCE:
+        return
+    (backbone, spec), step = open_whole(case), case.reference.steps[0]
+    untouched = denoise(backbone, case.reference, step).value
+
+    def other(x: Tensor) -> Tensor:
+        return x + torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+
+    for tap in spec.blocks:
+        with replaced(backbone.denoiser, tap, spec.layout, torch.clone):
+            assert denoise(backbone, case.reference, step).value.equal(untouched), tap
+        with replaced(backbone.denoiser, tap, spec.layout, other):
+            assert not denoise(backbone, case.reference, step).value.allclose(untouched), tap
 
 
 def test_the_spec_traces_and_lists_its_blocks_in_order(case: Case) -> None:

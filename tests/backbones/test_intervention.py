@@ -4,7 +4,7 @@ from torch import nn
 
 from diffprobe.backbones.intervention import Splice, replaced
 from diffprobe.backbones.layout import OutputLayout
-from diffprobe.core.errors import ConfigError
+from diffprobe.core.errors import ConfigError, RunFailed
 
 POOLS = ("mean", "grid2", "none", "tokens3")
 
@@ -101,13 +101,24 @@ def test_tokens_are_maps_too():
     assert torch.equal(tokens, (x * torch.arange(6.0)).flatten(2).transpose(1, 2))
 
 
-def test_outputs_in_another_order_are_refused():
-    x = torch.randn(2, 24, 4, 6)  # as many channels as places: only the memory tells
+def test_channels_may_stand_before_the_tokens():
+    x = torch.randn(2, 24, 4, 6)
     layout = OutputLayout(size=(4, 6), channels_first="tap")
     network = nn.Sequential()
     network.add_module("tap", Tokens(channels_first=True))
-    with pytest.raises(ConfigError, match="'tap'"), replaced(network, "tap", layout, lambda x: x):
-        network(x)
+    with replaced(network, "tap", layout, lambda x: x * torch.arange(6.0)):
+        found = network(x)["sample"]
+    assert torch.equal(found, (x * torch.arange(6.0)).flatten(2)) and found.is_contiguous()
+
+
+def test_heads_and_what_is_no_module_are_refused():
+    network = nn.Sequential()
+    network.add_module("tap", nn.Identity())
+    layout = OutputLayout(size=(4, 6), heads="tap")
+    with pytest.raises(ConfigError, match="'tap'.*heads"), replaced(network, "tap", layout, lambda x: x):
+        network(torch.randn(2, 3, 24, 8))
+    with pytest.raises(RunFailed, match="no feature map"), replaced(network, "tap", layout, lambda x: x):
+        network(torch.randn(2, 3))
     with pytest.raises(ConfigError, match="'tap/probs'"), replaced(network, "tap/probs", layout, lambda x: x):
         pass
     assert not network.tap._forward_hooks

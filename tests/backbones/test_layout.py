@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -112,3 +114,49 @@ def test_a_text_may_follow_the_image() -> None:
         assert torch.equal(layout.image(output, path).flatten(2), image.transpose(1, 2))  # type: ignore[union-attr]
         assert torch.equal(layout.text(output, path)[..., 0], text.transpose(1, 2))  # type: ignore[index]
     assert layout.text((image, text), "double.1.attn") is None
+
+
+TEXTS = RowTexts(lengths=(2, 3), n_image=6)
+FILLED = RowTexts(lengths=(2, 3), n_image=6, start=8)
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [
+        (OutputLayout(size=(2, 3)), (2, 5, 2, 3)),
+        (OutputLayout(size=(2, 3)), (2, 6, 5)),
+        (OutputLayout(size=(2, 3), channels_first="tap"), (2, 5, 6)),
+        (OutputLayout(size=(2, 3), joint="tap", n_text=4), (2, 10, 5)),
+        (OutputLayout(size=(2, 3), joint="tap", n_text=4, image_first=True), (2, 10, 5)),
+        (OutputLayout(size=(2, 3), joint="tap", n_text=3, row_texts=TEXTS), (2, 9, 5)),
+        (OutputLayout(size=(2, 3), joint="tap", n_text=3, row_texts=FILLED), (2, 11, 5)),
+        (OutputLayout(size=(2, 3), filled="tap", row_texts=FILLED), (2, 8, 5)),
+        (OutputLayout(size=(2, 3), channels_last="tap"), (2, 1, 2, 3, 5)),
+        (OutputLayout(size=(2, 3), frame_third="tap"), (2, 5, 1, 2, 3)),
+    ],
+)
+@pytest.mark.parametrize("second", [False, True])
+def test_another_image_is_read_where_it_was_put_and_the_rest_stays(
+    layout: OutputLayout, shape: tuple[int, ...], second: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    stream, other = torch.randn(shape, generator=generator), torch.randn(2, 4, 5, generator=generator)
+    if second:
+        layout = replace(layout, image_second="tap")
+    output = (other, stream) if second else (stream, other)
+    before = layout.image(output, "tap")
+    assert before is not None
+    placed = layout.with_image(output, "tap", before + 1)
+    found = layout.image(placed, "tap")
+    assert found is not None and torch.equal(found, before + 1)
+    assert placed[0 if second else 1] is other and torch.equal(layout.image(output, "tap"), before)
+    changed = placed[1 if second else 0] != stream
+    assert int(changed.sum()) == before.numel()
+    back = layout.with_image(placed, "tap", before)
+    assert torch.equal(back[1 if second else 0], stream) and back[1 if second else 0].stride() == stream.stride()
+
+
+def test_heads_and_texts_hold_no_image_to_replace() -> None:
+    image = torch.zeros(2, 24, 2, 3)
+    assert OutputLayout(size=(2, 3), heads="tap").with_image(torch.zeros(2, 3, 6, 8), "tap", image) is None
+    assert OutputLayout(size=(2, 3), text_only="tap").with_image(torch.zeros(2, 6, 8), "tap", image) is None

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.docs.test_numbers import script
+from tests.docs.test_numbers import ROOT, script
 
 SCRIPT = script("record_scenes_flow")
 TREE = json.loads(SCRIPT.RESULT.read_text("utf-8"))
@@ -44,6 +44,16 @@ def test_the_statement_on_captions_is_that_of_the_recorded_run() -> None:
     }
     assert {factor for factor, _ in below} == {"texture", "place"}
     assert [name for factor, name in below if factor == "place"] == ["regression_on_words"]
+
+
+def test_the_statement_on_directions_is_that_of_the_recorded_table() -> None:
+    rows = (ROOT / "docs/results/scenes-flow/directions.txt").read_text("utf-8").splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    agree = {row[0].partition(":")[0]: row[2] for row in cells if row[1] == "re-read"}
+    assert all(agree[name] == "20 of 20" for name in ("colour", "size", "place"))
+    page = " ".join((ROOT / "docs/users/directions.md").read_text("utf-8").split())
+    assert agree["texture"].startswith("0 of") and "agrees in none" in page
+    assert f"agree in all cells and the sides in {agree['side']}." in page
 
 
 def test_shares_are_counted_by_hand() -> None:

@@ -130,3 +130,15 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_written(model: Pa
 def test_wrong_settings_are_refused(settings: dict[str, object], fact: str) -> None:
     with pytest.raises(ConfigError, match=fact):
         config_of(Path("model"), Path("runs"), **settings)
+
+
+@pytest.mark.slow
+def test_directions_of_a_flow_model_agree_with_the_truth(tmp_path: Path) -> None:
+    """The shipped one draws sizes as captions state them."""
+    config = config_of(
+        Path("scenes-flow"), tmp_path, factors=("size",), ends={"size": ("large", "small")}, timesteps=(334,),
+        taps=("transformer_blocks.3",), sampling_steps=4, guidance=2.0, n_pairs=24,
+    )  # fmt: skip
+    records = read_result(evaluate_directions(config)).metrics
+    found = [r.value for r in records if r.name == "agreement" and (r.cell or "").startswith("transformer_blocks")]
+    assert len(found) == 2 and min(found) > 0.7

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from diffprobe.backbones.cell import Cell
+from diffprobe.backbones.families import flux, sd3
+from diffprobe.backbones.flow_sampler import flow_grid
 from diffprobe.core.errors import ConfigError, UnknownTap, WeightsMismatch
 from diffprobe.evaluation.steered_model import SteeredModel, SteeredReader, plan_steered
 from diffprobe.scoring.edits.direction import AddVector
@@ -40,11 +42,33 @@ def test_images_are_bytes_of_the_model_s_size(planned):
 
 
 def test_other_models_and_taps_are_refused(tiny_sd):
-    with pytest.raises(WeightsMismatch, match="not a StableDiffusionPipeline") as caught:
+    with pytest.raises(WeightsMismatch, match="family pixels.* takes no prompts") as caught:
         plan_steered("pixels", CELL, fix="another folder")
     assert "another folder" in str(caught.value)
     with pytest.raises(UnknownTap):
         plan_steered(str(tiny_sd), Cell.parse("nowhere@t200:empty:mean"), fix="")
+
+
+def test_flow_models_are_steered_at_the_levels_of_their_pipelines(tmp_path):
+    cell = Cell.parse("transformer_blocks.0@t200:empty:mean")
+    planned = plan_steered(str(sd3.tiny(tmp_path / "sd3")), cell, fix="")
+    settings = {"seed": 0, "edits_unconditional": False, "sampling_steps": 3}
+    model = SteeredModel(planned, cell, PROMPTS, KEYS, guidance=1.0, window=(0, 700), **settings)
+    assert model._sampler.steps == flow_grid(planned.plan, 3) and model._sampler.steps[0] == 1000
+    (width,) = set(planned.plan.widths.values())
+    zero, one = model.latents(AddVector(torch.ones(width).double() * 5), (0.0, 1.0))
+    assert zero.isfinite().all() and not zero.equal(one)
+    side = planned.plan.resolution
+    assert model.images(zero).shape == (3, side, side, 3)
+
+
+def test_distilled_guidance_is_not_combined(tmp_path):
+    cell = Cell.parse("transformer_blocks.0@t200:empty:mean")
+    planned = plan_steered(str(flux.tiny(tmp_path / "flux")), cell, fix="")
+    with pytest.raises(ConfigError, match=r"distilled(?s:.*)guidance=0"):
+        SteeredModel(
+            planned, cell, PROMPTS, KEYS, guidance=1.0, window=None, seed=0, sampling_steps=3, edits_unconditional=False
+        )
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ class SteeringSettings:
     """Settings of the effect of steering. None but `generator` has an effect without it."""
 
     generator: str | None = None
-    """Generative model that is steered: a StableDiffusionPipeline folder of a model of the world, or the name of a
+    """Generative model that is steered: the folder of a text-to-image model of the world, or the name of a
     shipped one. None leaves the effect of steering out."""
     reader: str | None = None
     """Folder of the attribute reader, or of runs of `experiment=scenes/train_reader`."""
@@ -41,7 +41,7 @@ class SteeringSettings:
     n_random_steered: int = 19
     """Random directions of equal norm; p is at least one over one more."""
     sampling_steps: int = 20
-    """DDIM steps."""
+    """Sampling steps: DDIM, or Euler for a flow model."""
     guidance: float = 0.0
     """Added to the scale of classifier-free guidance: 0 is none. The direction is added on the pass with the prompt."""
     least_dose: float = 0.8
@@ -59,7 +59,7 @@ class SteeringSettings:
                 raise ConfigError(
                     f"without generator, {', '.join(changed)} has no effect." if len(changed) == 1 else
                     f"without generator, {', '.join(changed)} have no effect.",
-                    fix="generator=FOLDER, a StableDiffusionPipeline of the world",
+                    fix="generator=FOLDER, a text-to-image model of the world",
                 )  # fmt: skip
             return
         if self.reader is None:
@@ -97,7 +97,7 @@ class SteeredGenerator:
         prompts: prompt of each image, which states the role alone.
         facts: what was opened, for the certificate.
 
-    Raises: WeightsMismatch for a model that is not a StableDiffusionPipeline, or whose images the reader does not take;
+    Raises: WeightsMismatch for a model that takes no prompts, or whose images the reader does not take;
         UnknownTap for a tap that it lacks; ConfigError for a tap or pooling that cannot be replaced; errors of
         `load_reader`.
     """
@@ -112,7 +112,7 @@ class SteeredGenerator:
         model = settings.generator
         Splice(cell.pool)
         self._reader = load_reader(settings.reader, spec)
-        planned = plan_steered(model, cell, fix="generator=FOLDER of a StableDiffusionPipeline of the world")
+        planned = plan_steered(model, cell, fix="generator=FOLDER of a text-to-image model of the world")
         plan = planned.plan
         if plan.resolution != self._reader.resolution:
             raise WeightsMismatch(
