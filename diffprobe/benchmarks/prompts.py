@@ -43,8 +43,8 @@ class PromptSetting:
     """Sampling steps, all of which are read."""
     guidance: float = 0.0
     """Weight of guidance; above 0 each step is two passes."""
-    sampler: str = "ddim"
-    """Name of the sampler."""
+    sampler: str | None = None
+    """Name of the sampler; None: ddim, or euler for a flow model."""
     taps: tuple[str, ...] = ("mid_block", "up_blocks.*")
     """What is read."""
     device: str = "auto"
@@ -57,6 +57,8 @@ class PromptReport:
 
     setting: PromptSetting
     machine: str
+    sampler: str
+    """Name of the sampler."""
     batch: int
     """Samples per batch."""
     passes: int
@@ -109,8 +111,8 @@ def bench_prompts(setting: PromptSetting, *, progress: Callable[[str], None] = l
             bare_s += seconds(lambda shard=shard: bare.run(shard.n), model.device)  # type: ignore[misc]
     n = sum(shard.n for shard in shards)
     return PromptReport(
-        setting=setting, machine=machine(), batch=min(model.rows, shards[0].n), passes=n * request.plan.passes,
-        ours_s=ours_s, bare_s=bare_s,
+        setting=setting, machine=machine(), sampler=request.plan.sampler, batch=min(model.rows, shards[0].n),
+        passes=n * request.plan.passes, ours_s=ours_s, bare_s=bare_s,
     )  # fmt: skip
 
 

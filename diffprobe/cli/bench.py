@@ -43,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompts.add_argument("--seeds", type=int, default=8, metavar="N", help="samples per prompt (default: 8)")
     prompts.add_argument("--steps", type=int, default=4, metavar="N", help="sampling steps (default: 4)")
     prompts.add_argument("--guidance", type=float, default=0.0, metavar="W", help="weight of guidance (default: 0)")
-    prompts.add_argument("--sampler", default="ddim", choices=("ddim", "dpm", "euler", "lcm"), help="default: ddim")
+    prompts.add_argument(
+        "--taps", nargs="+", default=["mid_block", "up_blocks.*"], metavar="TAP", help="default: mid_block up_blocks.*"
+    )
+    samplers = ("ddim", "dpm", "euler", "lcm")
+    prompts.add_argument("--sampler", choices=samplers, help="default: ddim; euler for a flow model")
     prompts.add_argument("--device", default="auto", help="torch device (default: an accelerator if present)")
     ksae = what.add_parser("ksae", help="a training step of the k-sparse autoencoder")
     ksae.add_argument(
@@ -192,8 +196,9 @@ def _prompts(args: argparse.Namespace) -> int:
     from diffprobe.benchmarks.prompts import PromptSetting, bench_prompts
 
     fields = ("backbone", "prompts", "seeds", "steps", "guidance", "sampler", "device")
-    report = bench_prompts(PromptSetting(**{name: getattr(args, name) for name in fields}), progress=_progress)
-    print(f"{report.machine}; {args.backbone}, {args.sampler} with guidance {args.guidance:g}")
+    setting = PromptSetting(taps=tuple(args.taps), **{name: getattr(args, name) for name in fields})
+    report = bench_prompts(setting, progress=_progress)
+    print(f"{report.machine}; {args.backbone}, {report.sampler} with guidance {args.guidance:g}")
     print(f"{args.prompts:,} prompts x {args.seeds} seeds x {args.steps} steps, batches of {report.batch} samples")
     print("\n| passes | extraction, passes/s | bare denoiser, passes/s | extraction / bare |")
     print("|---|---|---|---|")

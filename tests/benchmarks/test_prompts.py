@@ -36,6 +36,15 @@ def test_both_sides_run_equally_many_rows(
     assert json.loads(report.to_json())["share"] == report.share
 
 
+@pytest.mark.slow
+def test_a_flow_model_is_measured_with_its_own_sampler() -> None:
+    setting = PromptSetting(
+        backbone="scenes-flow", prompts=1, seeds=1, steps=2, taps=("transformer_blocks.4",), device="cpu"
+    )
+    report = bench_prompts(setting)
+    assert report.sampler == "euler" and report.passes == 2
+
+
 def test_counts_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="prompts=0"):
         bench_prompts(PromptSetting(prompts=0))
