@@ -1,7 +1,7 @@
 """Record `eval steering` with its choice, for docs/users/steer.md: python docs/record_steering.py RESULT_FOLDER...
 
 Of each folder, a result of one factor or several, the result and its table go to docs/results/<model>/steering, named
-by the factors; the table of the page is made from all that were recorded.
+by the factors; the tables of the page, one per model, are made from all that were recorded.
 """
 
 import argparse
@@ -14,27 +14,31 @@ from diffprobe.evaluation.steering_tables import TABLE_FILE, matched_table
 DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "users" / "steer.md"
 FOLDER = "steering"
-START, END = "<!-- tables: scenes-sd/steering-chosen -->", "<!-- end of tables -->"
+MODELS = ("scenes-sd", "scenes-flow")
+END = "<!-- end of tables -->"
 
 
-def recorded() -> dict[str, RunResult]:
-    """Return the recorded results by their factors."""
-    return {path.stem: read_result(path) for path in sorted((DOCS / "results").glob(f"*/{FOLDER}/*.json"))}
+def recorded(model: str) -> dict[str, RunResult]:
+    """Return the recorded results of a model by their factors."""
+    return {path.stem: read_result(path) for path in sorted((DOCS / "results" / model / FOLDER).glob("*.json"))}
 
 
-def table() -> str:
-    """Return the table of the page: the rows of all results below one heading."""
+def table(model: str) -> str:
+    """Return the table of a model: the rows of all its results below one heading."""
     lines: list[str] = []
-    for result in recorded().values():
+    for result in recorded(model).values():
         made = matched_table(result).splitlines()
         lines += made if not lines else made[2:]
     return "\n".join(lines)
 
 
 def with_tables(text: str) -> str:
-    """Return a page with its table made again."""
-    before, _, rest = text.partition(START)
-    return f"{before}{START}\n{table()}\n{END}{rest.partition(END)[2]}"
+    """Return a page with its tables made again."""
+    for model in MODELS:
+        start = f"<!-- tables: {model}/steering-chosen -->"
+        before, _, rest = text.partition(start)
+        text = f"{before}{start}\n{table(model)}\n{END}{rest.partition(END)[2]}"
+    return text
 
 
 def record(folder: Path) -> None:

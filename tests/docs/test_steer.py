@@ -53,7 +53,7 @@ def test_the_numbers_of_its_text_are_those_of_the_recorded_comparison() -> None:
 def test_the_table_is_made_from_the_recorded_results_of_all_factors_of_the_experiment() -> None:
     found = load("scenes/steering", ["run=x"], kinds=("evaluate_steering",))
     assert isinstance(found, SteeringEvaluation) and found.chooses
-    results = record_steering.recorded().values()
+    results = record_steering.recorded("scenes-sd").values()
     assert {factor for result in results for factor in result.config["ends"]} == set(found.ends)
     assert all(result.seeds["choice"] != result.seeds["noise"] for result in results)
     assert record_steering.with_tables(TEXT) == TEXT
@@ -61,7 +61,7 @@ def test_the_table_is_made_from_the_recorded_results_of_all_factors_of_the_exper
 
 def test_the_statements_about_the_table_are_those_of_the_results() -> None:
     text, value, differences, distance, points = " ".join(TEXT.split()), {}, {}, {}, {}
-    for result in record_steering.recorded().values():
+    for result in record_steering.recorded("scenes-sd").values():
         for one in result.metrics:
             at = (str(one.target), str(one.probe))
             if one.name == "matched_success":
