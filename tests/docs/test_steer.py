@@ -92,9 +92,34 @@ def test_the_statements_about_the_table_are_those_of_the_results() -> None:
     assert all(f"{distance[at]:.2f}" in text for at in named)
 
 
+def test_the_statements_about_the_flow_model_are_those_of_its_results() -> None:
+    text, value, high, untouched = " ".join(TEXT.split()), {}, {}, {}
+    for result in record_steering.recorded("scenes-flow").values():
+        for one in result.metrics:
+            if one.name == "matched_success":
+                at = (str(one.target), str(one.probe))
+                value[at] = one.value
+                high[at] = one.detail.get("minus_prompt_edit_interval", (0.0, 0.0))[1]
+            elif one.name == "success" and one.detail["strength"] == 0:
+                untouched[str(one.target)] = one.value
+    inside = ("best latent", "random latents", "mean difference", "best neuron", "detect and replace")
+    for factor in ("size", "place"):
+        assert max(inside, key=lambda name, f=factor: value[f, name]) == "mean difference"
+        assert high[factor, "mean difference"] < 0
+
+    def pair(name: str) -> str:
+        return f"{value['size', name]:.2f} and {value['place', name]:.2f}"
+
+    start = f"({pair('mean difference')}, where {untouched['size']:.2f} and {untouched['place']:.2f} are untouched)"
+    assert start in text and f"({pair('prompt edit')})" in text and f"({pair('text embedding')})" in text
+    assert value["size", "best latent"] <= value["size", "random latents"]
+    assert f"({value['colour', 'prompt edit']:.2f} red, {untouched['colour']:.2f} untouched)" in text
+    assert all(high["colour", name] >= 0 for name in inside)
+
+
 def test_commands_of_the_comparison_are_valid() -> None:
     commands = re.findall(r"^    diffprobe eval steering (.+)$", TEXT, re.MULTILINE)
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         run, *words = [word for word in shlex.split(command) if not word.startswith("experiment=")]
         load("scenes/steering", [f"run={run}", *words], kinds=("evaluate_steering",))
