@@ -3,8 +3,8 @@
     python docs/record_long_tail.py --autoencoder scenes-sd --seeds 0 1 2
 
 A repeated command continues: finished runs and evaluations are kept, an interrupted run goes on from its checkpoint.
-Settings after `--` go to each training (`trainer.max_steps=4000`). With `--page` nothing is trained: the table of the
-page docs/users/long-tail.md is made from the finished CSV of `--out`.
+Settings after `--` go to each training (`trainer.max_steps=4000`). With `--page` nothing is trained: the finished CSV of
+`--out` becomes the table of docs/users/long-tail.md that is marked with its name.
 """
 
 import argparse
@@ -36,7 +36,6 @@ METRICS = ("role_accuracy", "precision", "recall", "density", "coverage", "frech
 
 PAGE = Path(__file__).resolve().parent / "users" / "long-tail.md"
 OUT = Path(__file__).resolve().parent / "results" / "long-tail.csv"
-MARKER = "<!-- table: sweep -->\n"
 SHOWN = {
     ("role_accuracy", "many"): "role, many", ("role_accuracy", "medium"): "role, medium",
     ("role_accuracy", "few"): "role, few", ("recall", "few"): "recall, few", ("coverage", "few"): "coverage, few",
@@ -166,12 +165,19 @@ def _number(value: float, sign: str = "") -> str:
     return f"{value:{sign}.2f}" if abs(value) >= 10 else f"{value:{sign}.3f}"
 
 
+def marker(table: Path) -> str:
+    """Return the line of the page above the table of a CSV."""
+    return f"<!-- table: {table.stem} -->\n"
+
+
 def write_page(table: Path) -> None:
-    """Write the table of a finished CSV into the page, below its marker."""
+    """Write the table of a finished CSV into the page, below its marker. Raises: SystemExit without the marker."""
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    before, _, after = PAGE.read_text("utf-8").partition(MARKER)
-    PAGE.write_text(before + MARKER + "\n".join(lines(rows)) + "\n\n" + after.partition("\n\n")[2], "utf-8")
+    before, found, after = PAGE.read_text("utf-8").partition(marker(table))
+    if not found:
+        raise SystemExit(f"'{PAGE}' has no line '{marker(table).strip()}'.")
+    PAGE.write_text(before + found + "\n".join(lines(rows)) + "\n\n" + after.partition("\n\n")[2], "utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,7 +21,7 @@ def sweep():
 def test_the_page_has_the_recorded_numbers(sweep):
     with sweep.OUT.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    block = sweep.PAGE.read_text("utf-8").partition(sweep.MARKER)[2].partition("\n\n")[0]
+    block = sweep.PAGE.read_text("utf-8").partition(sweep.marker(sweep.OUT))[2].partition("\n\n")[0]
     assert block.splitlines() == sweep.lines(rows)
     assert {row["seed"] for row in rows} == {"0", "1", "2"}
     assert {row["variant"] for row in rows} >= {"plain", "diffrop", "cbdm", "oc"}
