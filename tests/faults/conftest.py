@@ -17,6 +17,8 @@ from diffprobe.core.digest import digest_file
 from diffprobe.core.result import MetricRecord, read_result
 
 ROOT = Path(__file__).resolve().parents[2]
+OUTSIDE = 90
+"""Exit status of a process that a signal met before its command began, or after it had ended."""
 
 
 class Command:

@@ -2,7 +2,8 @@
 
 A kill needs a process of its own, and importing torch takes longer than a tiny run. Each line is a JSON object with
 `argv`, `environ`, `log` and `fault`; the answers are the process id when the command starts, and its exit status when
-it ends. A fault lets the command end itself at a point that no polling from outside would meet for certain:
+it ends, `OUTSIDE` where a signal came before the command began or after it had ended. A fault lets the command end
+itself at a point that no polling from outside would meet for certain:
 
 - `{"kind": "files", "pattern": P, "count": N}`: SIGKILL at the first file operation after N files match P;
 - `{"kind": "write", "pattern": P, "count": N, "size": B}`: SIGXFSZ at byte B of the N-th file opened that matches P.
@@ -25,10 +26,17 @@ from diffprobe.features import extract, live, stored  # noqa: F401
 from diffprobe.generative import denoiser, text_encoder  # noqa: F401
 from diffprobe.runs import train, train_generative  # noqa: F401
 from diffprobe.training import classifier, loggers, sae, trainer  # noqa: F401
+from tests.faults.conftest import OUTSIDE
+
+
+def _outside(number: int, frame: object) -> None:
+    os._exit(OUTSIDE)
 
 
 def serve() -> None:
     """Answer lines until the input ends."""
+    signal.signal(signal.SIGTERM, _outside)
+    signal.signal(signal.SIGINT, _outside)
     for line in sys.stdin:
         asked = json.loads(line)
         gc.freeze()  # a collection in a child would write to, and so copy, every page of the libraries
@@ -55,8 +63,11 @@ def _run(asked: dict) -> None:
                 {"files": _kill_after_files, "write": _kill_within_write}[asked["fault"]["kind"]](asked["fault"])
             )
         status = main(asked["argv"])
+        signal.signal(signal.SIGINT, _outside)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
+    except KeyboardInterrupt:
+        status = OUTSIDE
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
