@@ -3,8 +3,8 @@
     python docs/record_long_tail.py --autoencoder scenes-sd --seeds 0 1 2
 
 A repeated command continues: finished runs and evaluations are kept, an interrupted run goes on from its checkpoint.
-Settings after `--` go to each training (`trainer.max_steps=4000`). With `--page` nothing is trained: the finished CSV of
-`--out` becomes the table of docs/users/long-tail.md that is marked with its name.
+Settings after `--` go to each training (`trainer.max_steps=4000`). With `--page` nothing is trained: the finished CSV
+of `--out` becomes the table of docs/users/long-tail.md that is marked with its name.
 """
 
 import argparse

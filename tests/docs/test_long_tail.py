@@ -57,6 +57,27 @@ def test_the_statements_are_those_of_the_recorded_numbers(sweep):
     assert {round(rendered["frechet_distance", target]) for target in thirds} == {126, 128, 140}
 
 
+def test_coral_and_capacity_have_their_recorded_numbers_and_statements(sweep):
+    path = sweep.OUT.with_name("long-tail-coral-capacity.csv")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    block = sweep.PAGE.read_text("utf-8").partition(sweep.marker(path))[2].partition("\n\n")[0]
+    assert block.splitlines() == sweep.lines(rows)
+    assert {(row["variant"], row["seed"]) for row in rows} == {
+        (variant, seed) for variant in ("plain", "coral", "capacity") for seed in "012"
+    }
+    found = sweep.differences(rows)
+    shown = {key: one.low > 0 for key, one in found.items() if key[2:] in sweep.SHOWN and (one.low > 0 or one.high < 0)}
+    coral = {key[2:]: up for key, up in shown.items() if key[0] == "coral"}
+    assert coral == {("role_accuracy", "many"): True, ("recall", "few"): False, ("class_overlap", "all"): False}
+    steps = {key[2:]: up for key, up in shown.items() if key[:2] == ("capacity", sweep.STEPS)}
+    assert steps == {("frechet_distance", "few"): True}
+    for target in ("many", "medium", "few"):
+        assert found["capacity", sweep.COMPUTE, "role_accuracy", target].high < 0
+    intervals = [key for key in found if key[:2] == ("coral", sweep.STEPS) and key[3] != "all"]
+    assert sum(key[2] != "frechet_distance" for key in intervals) == 15
+
+
 def test_each_seed_has_all_variants_and_both_budgets(sweep):
     found = sweep.cells([0, 1, 2])
     assert len(found) == len(set(found)) == 27
