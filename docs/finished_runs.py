@@ -26,6 +26,15 @@ def trained(config: Any) -> Path:
     return train_generative(config).parent
 
 
+def probed(config: Any) -> Path:
+    """Return the result of a probe experiment, trained now unless it is finished; its inputs are not compared."""
+    from diffprobe.runs.plan import plan
+    from diffprobe.runs.train import train
+
+    result = plan(config).run_dir / RESULT_FILE
+    return result if result.is_file() else train(config)
+
+
 def evaluated(config: Any, evaluate: Callable[[Any], Path]) -> Path:
     """Return the result of an evaluation, measured now unless one of the same configuration is finished.
 

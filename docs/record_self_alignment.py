@@ -26,10 +26,9 @@ from diffprobe.core.atomic_file import atomic_file
 from diffprobe.core.result import RESULT_FILE, read_result
 from diffprobe.probes.predictions import Predictions
 from diffprobe.runs import rescore
-from diffprobe.runs.train import train
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from finished_runs import trained
+from finished_runs import probed, trained
 
 DOCS = Path(__file__).resolve().parent
 OUT = DOCS / "results" / "self-alignment.json"
@@ -52,6 +51,12 @@ def config_of(model: str, seed: int, settings: Sequence[str]) -> Any:
     return replace(
         config, trainer=replace(config.trainer, max_steps=round(config.trainer.max_steps / passes_of(config)))
     )
+
+
+def readout_of(folder: Path, readouts: Sequence[str]) -> Any:
+    """Return the classifiers of the blocks of a finished training."""
+    settings = [f"backbone.path={folder / 'weights'}", "features.source=live", "features.taps=[transformer_blocks.*]"]
+    return load_run("scenes_flow/readouts", [*settings, *readouts])
 
 
 def correct(predictions: Predictions) -> dict[tuple[str, str], NDArray[np.float64]]:
@@ -94,13 +99,10 @@ def measure(seeds: Sequence[int], settings: Sequence[str], readouts: Sequence[st
             folder = trained(config)
             errors += [one.value for one in read_result(folder / RESULT_FILE).metrics if one.name == "mse"]
             steps.add(config.trainer.max_steps)
-            probed = train(load_run("scenes_flow/readouts", [
-                f"backbone.path={folder / 'weights'}", "features.source=live",
-                "features.taps=[transformer_blocks.*]", *readouts
-            ]))  # fmt: skip
-            predictions = rescore.load_run(probed, "test").predictions
+            read = probed(readout_of(folder, readouts))
+            predictions = rescore.load_run(read, "test").predictions
             if keys and predictions.keys != keys:
-                raise SystemExit(f"'{probed}' has other test images than the first run.")
+                raise SystemExit(f"'{read}' has other test images than the first run.")
             keys = predictions.keys
             hits[model].append(correct(predictions))
         tree["models"][model] = {"steps": steps.pop(), "mse": errors}
