@@ -5,7 +5,8 @@
 A teacher's pass makes a step longer, so alignment is compared with plain training at equal steps and at equal compute.
 Linear classifiers of scenes_flow/readouts then read each model's blocks, on the same images and with the same noise. A
 repeated command keeps finished trainings and continues an interrupted one. Settings after `--` go to each training.
-The results go to a JSON file, and are printed as tables.
+The results go to a JSON file, and are printed as tables. With `--page` nothing is trained: the tables of
+docs/users/flow.md are made from the finished file.
 """
 
 import argparse
@@ -32,6 +33,8 @@ from finished_runs import probed, trained
 
 DOCS = Path(__file__).resolve().parent
 OUT = DOCS / "results" / "self-alignment.json"
+PAGE = DOCS / "users" / "flow.md"
+MARKERS = ("<!-- table: self-alignment, factors -->\n", "<!-- table: self-alignment, blocks -->\n")
 PLAIN, STEPS, COMPUTE = "plain", "equal steps", "equal compute"
 MODELS = (PLAIN, STEPS, COMPUTE)
 N_RESAMPLES = 2000
@@ -167,14 +170,29 @@ def tables(tree: Mapping[str, Any]) -> list[list[str]]:
     return [lines(of_target, "factor", "target"), lines(of_block, "block", "block")]
 
 
+def with_tables(text: str, tree: Mapping[str, Any]) -> str:
+    """Return a page with the tables below their markers made again; without a marker a table is left out."""
+    for marker, table in zip(MARKERS, tables(tree), strict=True):
+        before, found, after = text.partition(marker)
+        if not found:
+            continue
+        text = before + found + "\n".join(table) + "\n\n" + after.partition("\n\n")[2]
+    return text
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, measure, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--readouts", action="append", default=[], help="setting of scenes_flow/readouts")
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--page", action="store_true", help="write the page from the finished file of --out")
     parser.add_argument("settings", nargs="*", help="settings of each training; trainer.max_steps is required")
     args = parser.parse_args(arguments)
+    if args.page:
+        tree = json.loads(args.out.read_text("utf-8"))
+        PAGE.write_text(with_tables(PAGE.read_text("utf-8"), tree), encoding="utf-8")
+        return
     if config_of(PLAIN, 0, args.settings).trainer.max_steps < 1:
         parser.error("trainer.max_steps is not set: equal compute divides it.")
     tree = measure(args.seeds, args.settings, args.readouts)

@@ -46,6 +46,18 @@ def test_parts_average_over_what_they_do_not_name() -> None:
     assert (plain("side", None), plain(None, "b0"), plain(None, None)) == pytest.approx((0.25, 0.5, 1 / 3))
 
 
+def test_the_tables_of_a_page_are_replaced_below_their_markers() -> None:
+    images = np.array([0.0, 1.0])
+    hits = {model: [{("side", "b0"): images + 0.5}] for model in SCRIPT.MODELS}
+    parts = [("side", None), (None, "b0")]
+    tree = {"accuracy": [SCRIPT.entry(hits, ["one", "two"], target=target, tap=tap) for target, tap in parts]}
+    page = f"before\n\n{SCRIPT.MARKERS[0]}| old |\n\nafter"
+    found = SCRIPT.with_tables(page, tree)
+    assert found.startswith("before\n\n") and found.endswith("\n\nafter") and "| old |" not in found
+    assert "| side | 100.0 [100.0, 100.0] | +0.0 [+0.0, +0.0] (+0.0) |" in found and "`b0`" not in found
+    assert SCRIPT.with_tables(found, tree) == found
+
+
 def test_a_training_without_steps_is_refused() -> None:
     with pytest.raises(SystemExit):
         SCRIPT.main(["--seeds", "0", "--", "autoencoder=scenes-sd"])
