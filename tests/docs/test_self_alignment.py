@@ -13,6 +13,33 @@ SCRIPT = script("record_self_alignment")
 SETTINGS = ["autoencoder=scenes-sd", "trainer.max_steps=600"]
 
 
+def test_the_page_has_the_recorded_numbers() -> None:
+    tree, page = json.loads(SCRIPT.OUT.read_text("utf-8")), SCRIPT.PAGE.read_text("utf-8")
+    assert all(marker in page for marker in SCRIPT.MARKERS) and SCRIPT.with_tables(page, tree) == page
+    models = {name: one["steps"] for name, one in tree["models"].items()}
+    assert models == {"plain": 600, "equal steps": 600, "equal compute": 470}
+    assert tree["seeds"] == [0, 1, 2] and tree["images"] == 2000
+
+
+def test_the_statements_are_those_of_the_recorded_numbers() -> None:
+    accuracy = json.loads(SCRIPT.OUT.read_text("utf-8"))["accuracy"]
+    found = {(one["target"], one["block"]): one for one in accuracy}
+
+    def sign(target: str | None, block: int | None, model: str) -> int:
+        name = None if block is None else f"transformer_blocks.{block}"
+        low, high = found[target, name][model]["interval"]
+        return (low > 0) - (high < 0)
+
+    assert sign(None, None, SCRIPT.STEPS) == 0 and sign(None, None, SCRIPT.COMPUTE) == -1
+    assert [sign(None, block, SCRIPT.STEPS) for block in range(6)] == [0, 1, 0, 0, -1, -1]
+    first = found[None, "transformer_blocks.1"][SCRIPT.STEPS]
+    assert min(first["by_seed"]) > 0 and f"(+{100 * first['difference']:.1f})" in SCRIPT.PAGE.read_text("utf-8")
+    config = SCRIPT.config_of(SCRIPT.STEPS, 0, SETTINGS).self_alignment
+    assert (config.student_block, config.teacher_block) == (1, 4)
+    factors = [one[SCRIPT.COMPUTE]["difference"] for one in accuracy if one["target"] is not None]
+    assert found["build", None][SCRIPT.COMPUTE]["difference"] == min(factors)
+
+
 def test_at_equal_compute_the_steps_are_divided_by_the_passes() -> None:
     """Five of six blocks run again, without gradient: 1 + 2 + 5/6 passes for 1 + 2."""
     steps = [SCRIPT.config_of(model, 1, SETTINGS).trainer.max_steps for model in SCRIPT.MODELS]
