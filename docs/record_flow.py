@@ -9,10 +9,14 @@ docs/results/scenes-flow, means and one timestep as Markdown into the page, belo
 import argparse
 import csv
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 from diffprobe.runs.rescore import Bootstrap, compare, load_run, rescore
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from page_tables import with_table
 
 DOCS = Path(__file__).resolve().parent
 RESULT = DOCS / "results" / "scenes-flow" / "readouts.csv"
@@ -120,8 +124,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def show(marker: str, table: list[str]) -> None:
     """Replace the table below a marker of the page."""
-    before, _, after = PAGE.read_text("utf-8").partition(marker)
-    PAGE.write_text(before + marker + "\n".join(table) + "\n\n" + after.partition("\n\n")[2], "utf-8")
+    PAGE.write_text(with_table(PAGE.read_text("utf-8"), marker, table), "utf-8")
 
 
 def main() -> None:

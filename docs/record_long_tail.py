@@ -26,6 +26,7 @@ from diffprobe.core.result import RunResult, read_result
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from finished_runs import evaluated, trained
+from page_tables import with_table
 
 VARIANTS = ("plain", "diffrop", "cbdm", "oc", "coral", "capacity")
 TWO_PASSES = ("diffrop", "cbdm", "capacity")
@@ -174,10 +175,7 @@ def write_page(table: Path) -> None:
     """Write the table of a finished CSV into the page, below its marker. Raises: SystemExit without the marker."""
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    before, found, after = PAGE.read_text("utf-8").partition(marker(table))
-    if not found:
-        raise SystemExit(f"'{PAGE}' has no line '{marker(table).strip()}'.")
-    PAGE.write_text(before + found + "\n".join(lines(rows)) + "\n\n" + after.partition("\n\n")[2], "utf-8")
+    PAGE.write_text(with_table(PAGE.read_text("utf-8"), marker(table), lines(rows)), "utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -30,6 +30,7 @@ from diffprobe.runs import rescore
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from finished_runs import probed, trained
+from page_tables import with_table
 
 DOCS = Path(__file__).resolve().parent
 OUT = DOCS / "results" / "self-alignment.json"
@@ -173,10 +174,8 @@ def tables(tree: Mapping[str, Any]) -> list[list[str]]:
 def with_tables(text: str, tree: Mapping[str, Any]) -> str:
     """Return a page with the tables below their markers made again; without a marker a table is left out."""
     for marker, table in zip(MARKERS, tables(tree), strict=True):
-        before, found, after = text.partition(marker)
-        if not found:
-            continue
-        text = before + found + "\n".join(table) + "\n\n" + after.partition("\n\n")[2]
+        if marker in text:
+            text = with_table(text, marker, table)
     return text
 
 

@@ -103,8 +103,10 @@ def flow_timesteps(
             scheduler.set_timesteps(steps)
         else:
             scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(dict(config))
-            by_size = {"mu": _mu(scheduler.config, steps, n_tokens, family, where)} if _is_by_size(scheduler) else {}
-            scheduler.set_timesteps(**(evenly if family in _EVENLY else {"num_inference_steps": steps}), **by_size)
+            spacing: dict[str, Any] = evenly if family in _EVENLY else {"num_inference_steps": steps}
+            if scheduler.config.use_dynamic_shifting:
+                spacing = {**spacing, "mu": _mu(scheduler.config, steps, n_tokens, family, where)}
+            scheduler.set_timesteps(**spacing)
         found = tuple(round(float(level) * n) for level in scheduler.sigmas[:-1])
     if len(set(found)) < steps or found[-1] < 1:
         raise ConfigError(
@@ -113,10 +115,6 @@ def flow_timesteps(
             fix="fewer sampling.steps, or a sampling.shift nearer to 1",
         )
     return found
-
-
-def _is_by_size(scheduler: Any) -> bool:
-    return bool(scheduler.config.use_dynamic_shifting)
 
 
 def _mu(config: Mapping[str, Any], steps: int, n_tokens: int, family: str, where: Path | str) -> float:

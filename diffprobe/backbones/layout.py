@@ -160,10 +160,10 @@ class OutputLayout:
 
         Args:
             image: of the shape that `image` returns.
-        Returns: None if the output holds no image, or one that is split into heads.
+        Returns: None if the output holds the text alone, or an image that is split into heads.
         """
         old = _stream(output, self._place(path))
-        if old is None or self.image(output, path) is None or _fits(self.heads, path):
+        if old is None or self.is_text(path) or _fits(self.heads, path):
             return None
         if old.ndim == 5:
             new = image.movedim(1, -1)[:, None] if _fits(self.channels_last, path) else image[:, :, None]
